@@ -1,0 +1,67 @@
+"""The one place where NATS subjects are built and parsed.
+
+    if.v1.<component>.<verb>.<session>          a request; the server's permissions prove the session
+    if.v1.admin.<component>.<verb>.<session>    an operator's request; out of reach of ``if.v1.*.*.<session>``
+    if.v1.event.<component>.<what>              something was committed
+"""
+
+from __future__ import annotations
+
+import re
+from typing import NamedTuple
+
+ROOT = "if.v1"
+EVENTS = f"{ROOT}.event.>"
+EVENT_STREAM = "IF_EVENTS"
+#: requests are answered on reply subjects below this, and nowhere else (NATS does not check who owns a reply subject)
+INBOX = "_INBOX."
+
+SESSION = re.compile(r"[A-Za-z0-9_-]{1,64}")
+#: task ids may contain dots, slashes and the like: they live in payloads and never in subjects
+TASK_ID = r"^[A-Za-z0-9][A-Za-z0-9._:/@#+-]{0,127}$"
+SESSION_ID = r"^[A-Za-z0-9_-]{1,64}$"
+
+
+class Address(NamedTuple):
+    """What a request subject says."""
+
+    component: str
+    verb: str
+    session: str
+    admin: bool
+
+
+def request(component: str, verb: str, session: str, *, admin: bool = False) -> str:
+    """The subject to send a request on. `ValueError` when the session id is not `SESSION_ID`."""
+    if not SESSION.fullmatch(session):
+        raise ValueError(f"session id {session!r} must match {SESSION_ID}")
+    return f"{ROOT}.admin.{component}.{verb}.{session}" if admin else f"{ROOT}.{component}.{verb}.{session}"
+
+
+def endpoint(component: str, verb: str, *, admin: bool = False) -> str:
+    """The pattern that a daemon subscribes to: every session's requests of one verb."""
+    return f"{ROOT}.admin.{component}.{verb}.*" if admin else f"{ROOT}.{component}.{verb}.*"
+
+
+def parse(subject: str) -> Address | None:
+    """The address in a request subject; None when it is not one or the session id is not well formed."""
+    parts = subject.split(".")
+    if len(parts) == 5 and parts[0] == "if" and parts[1] == "v1":
+        _, _, component, verb, session = parts
+        admin = False
+    elif len(parts) == 6 and parts[:3] == ["if", "v1", "admin"]:
+        _, _, _, component, verb, session = parts
+        admin = True
+    else:
+        return None
+    return Address(component, verb, session, admin) if SESSION.fullmatch(session) else None
+
+
+def event(component: str, what: str) -> str:
+    """The subject of an event, for example ``if.v1.event.task.claimed``."""
+    return f"{ROOT}.event.{component}.{what}"
+
+
+def may_answer(reply: str) -> bool:
+    """Whether a reply subject is one that the daemon publishes to: an inbox, without wildcards."""
+    return reply.startswith(INBOX) and len(reply) > len(INBOX) and "*" not in reply and ">" not in reply
