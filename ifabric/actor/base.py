@@ -13,3 +13,140 @@ logged and counted, and the actor goes on, because one poisonous message must no
 the actor, and its supervisor starts a new one from the store: a failed `assert` (its state is not to be trusted), and the end of
 a task it spawned. Requests in flight then are answered `unavailable`; whether they were carried out is found by a retry.
 """
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import typing
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeVar
+
+import msgspec
+
+from ifabric.bus.base import Bus
+from ifabric.clock import Clock
+from ifabric.store.base import Store
+from ifabric.wire.envelope import Request
+
+if TYPE_CHECKING:
+    from ifabric.metrics import Metrics
+    from ifabric.store.commit import Committer
+
+
+class Caller(NamedTuple):
+    """Who asks: as proven by the subject, never by the payload."""
+
+    session: str
+    admin: bool = False
+    #: on the clock's monotonic scale; None when the caller did not say
+    deadline: float | None = None
+    #: W3C traceparent, or ""
+    trace: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Context:
+    """Everything an actor is given."""
+
+    store: Store
+    bus: Bus
+    committer: Committer
+    clock: Clock
+    metrics: Metrics
+    #: the actor's own section of the configuration, and the whole of it
+    config: Any
+    settings: Any
+    log: Any
+
+
+class Handler(NamedTuple):
+    """A verb: what its message is, how it is decoded, and who handles it."""
+
+    message: type[Request]
+    decoder: msgspec.json.Decoder[Any]
+    function: Callable[[Any, Any, Caller], Awaitable[Any]]
+
+
+F = TypeVar("F", bound=Callable[..., Awaitable[Any]])
+
+
+def handles(function: F) -> F:
+    """Marks a method as the handler of the message that its second parameter is annotated with."""
+    function.__handles__ = True  # type: ignore[attr-defined]
+    return function
+
+
+class Actor:
+    """The base of every actor. See the module's text for the contract."""
+
+    component: ClassVar[str]
+    version: ClassVar[str] = "1.0.0"
+    description: ClassVar[str] = ""
+    #: (verb, admin) -> handler
+    handlers: ClassVar[Mapping[tuple[str, bool], Handler]] = {}
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        table: dict[tuple[str, bool], Handler] = dict(cls.handlers)
+        for name, function in vars(cls).items():
+            if not getattr(function, "__handles__", False):
+                continue
+            message = _message_of(cls, name, function)
+            key = (message.verb, message.admin)
+            if key in table:
+                raise TypeError(f"{cls.__name__}.{name}: {message.verb} has a handler already")
+            if message.component != cls.component:
+                raise TypeError(f"{cls.__name__}.{name}: {message.__name__} belongs to {message.component}")
+            table[key] = Handler(message, msgspec.json.Decoder(message), function)
+        cls.handlers = table
+
+    def __init__(self, context: Context) -> None:
+        self.context = context
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._stopping = False
+        #: done, with the reason, when the actor can no longer be trusted
+        self.crashed: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+
+    async def start(self) -> None:
+        """Rebuilds what the actor knows, and returns when it is ready."""
+
+    async def stop(self) -> None:
+        """Ends what the actor spawned. An override calls this too."""
+        self._stopping = True
+        tasks = list(self._tasks)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    def draining(self) -> None:
+        """No new message will come: whoever waits for something is to be answered now."""
+
+    def crash(self, reason: str) -> None:
+        """Ends this life of the actor; its supervisor starts the next."""
+        if not self.crashed.done():
+            self.crashed.set_result(reason)
+
+    def spawn(self, coroutine: Coroutine[Any, Any, None], *, name: str) -> asyncio.Task[None]:
+        """A task of the actor's own that runs as long as it does. Its end, however it ends, is the actor's crash."""
+        task = asyncio.create_task(coroutine, name=f"{self.component} {name}")
+        self._tasks.add(task)
+        task.add_done_callback(self._ended)
+        return task
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if self._stopping:
+            return
+        error = None if task.cancelled() else task.exception()
+        self.crash(f"{task.get_name()} ended: {error!r}" if error is not None else f"{task.get_name()} ended")
+
+
+def _message_of(cls: type[Actor], name: str, function: Callable[..., Any]) -> type[Request]:
+    parameters = list(inspect.signature(function).parameters)
+    hints = typing.get_type_hints(function)
+    message = hints.get(parameters[1]) if len(parameters) > 1 else None
+    if not (isinstance(message, type) and issubclass(message, Request)):
+        raise TypeError(f"{cls.__name__}.{name}: annotate the message with its class, a subclass of Request")
+    return message

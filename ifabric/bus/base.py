@@ -61,7 +61,7 @@ class Service(Protocol):
         Requests handed over are still to be answered. Draining twice is harmless.
         """
 
-    def stats(self) -> Mapping[str, Any]:
+    def statistics(self) -> Mapping[str, Any]:
         """The service's ``$SRV.STATS`` answer."""
 
 
@@ -109,8 +109,8 @@ class Journal(Protocol):
         Safe to repeat: an id that was stored within the window is not stored again. Raises `Unavailable`.
         """
 
-    async def last(self) -> Entry | None:
-        """The newest entry, or None when the stream is empty."""
+    async def last(self, subject: str | None = None) -> Entry | None:
+        """The newest entry (on that subject), or None when there is none."""
 
     def read(self, *, after_seq: int = 0, subject: str | None = None) -> AsyncIterator[Entry]:
         """The entries after `after_seq` in order, then new ones as they come, until the iterator is closed."""

@@ -127,9 +127,9 @@ class Event(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """Changes of whole revisions, in order.
+    """Changes of one prefix, whole revisions, in order.
 
-    `revision` is the newest one that the watch has seen: nothing at or below it is still to come. `resync` true: the past was
+    `revision` is how far the watch has come over all its prefixes: nothing at or below it is still to come. `resync` true: the past was
     compacted away and `events` is the present state of the range instead (keys that are not in it are gone).
     A batch without events only moves `revision` (progress).
     """
@@ -182,7 +182,7 @@ class Store(Protocol):
         """Starts the lease's time again; the seconds it now has, or 0.0 when it is gone."""
 
     def watch(self, prefixes: Sequence[bytes], *, after_revision: int) -> AsyncIterator[Batch]:
-        """What happened to the prefixes' keys after that revision, in order of revision over all prefixes, without a gap.
+        """What happened to the prefixes' keys after that revision, for each prefix in order, without a gap.
 
         Resumes by itself after a lost connection. After a compaction it lists anew and says `resync`. Ends when the store
         closes. Emits a progress batch after `progress()` and now and then when nothing happens.

@@ -1,8 +1,8 @@
 """The one place where NATS subjects are built and parsed.
 
-    if.v1.<component>.<verb>.<session>          a request; the server's permissions prove the session
-    if.v1.admin.<component>.<verb>.<session>    an operator's request; out of reach of ``if.v1.*.*.<session>``
-    if.v1.event.<component>.<what>              something was committed
+if.v1.<component>.<verb>.<session>          a request; the server's permissions prove the session
+if.v1.admin.<component>.<verb>.<session>    an operator's request; out of reach of ``if.v1.*.*.<session>``
+if.v1.event.<component>.<what>              something was committed
 """
 
 from __future__ import annotations

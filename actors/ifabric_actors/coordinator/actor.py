@@ -1,0 +1,172 @@
+"""The coordinator: gives each task to one session at a time.
+
+A verb is carried out by one of the clerks: it reads the board, lets `rules` decide, and hands the plan to the `desk`, which commits it if
+nothing had changed. What happens by itself (expiry, unblocking, events) is in `sweeper` and `publisher`; how the board keeps up with
+etcd is in `feed`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ifabric.actor.base import Actor, Caller, Context, handles
+from ifabric.bus.base import JournalSpec
+from ifabric.wire import coordinator as wire
+from ifabric.wire import subjects
+from ifabric_actors.coordinator.board import Board, Change
+from ifabric_actors.coordinator.claims import Claims
+from ifabric_actors.coordinator.desk import Desk
+from ifabric_actors.coordinator.endings import Endings
+from ifabric_actors.coordinator.feed import Feed
+from ifabric_actors.coordinator.office import Office
+from ifabric_actors.coordinator.operators import Operators
+from ifabric_actors.coordinator.publisher import Publisher
+from ifabric_actors.coordinator.receipts import ReceiptLeases
+from ifabric_actors.coordinator.sessions import Sessions
+from ifabric_actors.coordinator.submissions import Submissions
+from ifabric_actors.coordinator.sweeper import Sweeper
+from ifabric_actors.coordinator.waiters import Waiters
+
+
+class Coordinator(Actor):
+    """Tasks, sessions and claims."""
+
+    component = "coordinator"
+    description = "Gives each task to one session at a time, with a fence."
+
+    def __init__(self, context: Context) -> None:
+        super().__init__(context)
+        config, metrics, clock, store = context.config, context.metrics, context.clock, context.store
+        self.board = Board(self._changed, self._gone)
+        self._receipts = ReceiptLeases(store, clock, keep_s=config.receipt_ttl_seconds)
+        self._waiters = Waiters(config.waiters_max)
+        deadlines: dict[str, int] = {}
+        self._feed = Feed(store, self.board, deadlines)
+        desk = Desk(self.board, context.committer, self._receipts, clock, metrics)
+        self._office = Office(
+            store=store,
+            bus=context.bus,
+            clock=clock,
+            board=self.board,
+            desk=desk,
+            feed=self._feed,
+            incarnation=context.committer.incarnation,
+            ttl_s=config.task_claim_ttl_seconds,
+            deadlines=deadlines,
+        )
+        self._sessions = Sessions(self._office)
+        self._submissions = Submissions(self._office)
+        self._claims = Claims(self._office, self._waiters, metrics)
+        self._endings = Endings(self._office)
+        self._operators = Operators(self._office)
+        self._sweeper = Sweeper(self._office, metrics, reconcile_s=config.reconcile_interval_seconds)
+        events = context.settings.events
+        journal = JournalSpec(
+            subjects.EVENT_STREAM,
+            (subjects.EVENTS,),
+            max_age_s=events.max_age_seconds,
+            max_bytes=events.max_bytes,
+            replicas=events.replicas,
+        )
+        self._publisher = Publisher(store, context.bus, journal, clock, metrics, name=clock.token())
+
+    async def start(self) -> None:
+        await self._feed.load()
+        self.spawn(self._feed.follow(), name="feed")
+        self.spawn(self._sweeper.sweep(), name="sweep")
+        self.spawn(self._sweeper.reconcile(), name="reconcile")
+        self.spawn(self._publisher.run(self.context.log), name="publisher")
+        self.spawn(self._report(), name="report")
+
+    async def stop(self) -> None:
+        self._waiters.close()
+        await super().stop()
+        await self._receipts.stop()
+        await self._office.stop()
+
+    def draining(self) -> None:
+        self._waiters.close()
+
+    # -- told by the board ------------------------------------------------------------------------------------------
+
+    def _changed(self, change: Change) -> None:
+        self._sweeper.task_changed(change)
+        after = change.after
+        if after is not None and after.task.state == "pending" and len(self._waiters):
+            self._waiters.wake(frozenset(after.task.spec.needs))
+
+    def _gone(self, session: str, lease: int) -> None:
+        self._sweeper.session_gone(session, lease)
+
+    async def _report(self) -> None:
+        """Never returns: brings the gauges up to date."""
+        metrics = self.context.metrics
+        active = metrics.gauge("if_coordinator_active_tasks")
+        sessions = metrics.gauge("if_coordinator_active_sessions")
+        waiters = metrics.gauge("if_coordinator_waiters")
+        states = {state: metrics.gauge("if_coordinator_tasks", state=state) for state in wire.STATES}
+        while True:
+            active.set(self.board.counts["claimed"])
+            sessions.set(len(self.board.sessions))
+            waiters.set(len(self._waiters))
+            for state, gauge in states.items():
+                gauge.set(self.board.counts[state])
+            await self.context.clock.sleep(1.0)
+
+    # -- the verbs
+
+    @handles
+    async def hello(self, message: wire.Hello, caller: Caller) -> Any:
+        return await self._sessions.hello(message, caller)
+
+    @handles
+    async def renew(self, message: wire.Renew, caller: Caller) -> wire.RenewReply:
+        return await self._sessions.renew(message, caller)
+
+    @handles
+    async def bye(self, message: wire.Bye, caller: Caller) -> Any:
+        return await self._sessions.bye(message, caller)
+
+    @handles
+    async def submit(self, message: wire.Submit, caller: Caller) -> Any:
+        return await self._submissions.submit(message, caller)
+
+    @handles
+    async def get(self, message: wire.Get, caller: Caller) -> wire.GetReply:
+        return await self._submissions.get(message, caller)
+
+    @handles
+    async def list(self, message: wire.List, caller: Caller) -> wire.ListReply:
+        return await self._submissions.list(message, caller)
+
+    @handles
+    async def claim(self, message: wire.Claim, caller: Caller) -> wire.ClaimReply:
+        return await self._claims.claim(message, caller)
+
+    @handles
+    async def next(self, message: wire.Next, caller: Caller) -> wire.ClaimReply:
+        return await self._claims.next(message, caller)
+
+    @handles
+    async def release(self, message: wire.Release, caller: Caller) -> Any:
+        return await self._endings.release(message, caller)
+
+    @handles
+    async def complete(self, message: wire.Complete, caller: Caller) -> Any:
+        return await self._endings.complete(message, caller)
+
+    @handles
+    async def fail(self, message: wire.Fail, caller: Caller) -> Any:
+        return await self._endings.fail(message, caller)
+
+    @handles
+    async def cancel(self, message: wire.Cancel, caller: Caller) -> Any:
+        return await self._operators.cancel(message, caller)
+
+    @handles
+    async def requeue(self, message: wire.Requeue, caller: Caller) -> Any:
+        return await self._operators.requeue(message, caller)
+
+    @handles
+    async def purge(self, message: wire.Purge, caller: Caller) -> Any:
+        return await self._operators.purge(message, caller)

@@ -1,0 +1,245 @@
+"""Giving tasks out: by id (`claim`), or the best one there is (`next`)."""
+
+from __future__ import annotations
+
+import asyncio
+
+import msgspec
+from ifabric.metrics import Metrics
+
+from ifabric.actor.base import Caller
+from ifabric.errors import ClaimTaken, FabricError, NoTaskMatches, SessionLost, Unavailable, UnknownTask
+from ifabric.store.base import Get, Got, Put, leased
+from ifabric.wire import coordinator as wire
+from ifabric.wire.envelope import Mutation
+from ifabric_actors.coordinator import records, rules
+from ifabric_actors.coordinator.desk import Committed, Plan, Replayed, Write
+from ifabric_actors.coordinator.office import Office, with_payload
+from ifabric_actors.coordinator.records import Seat, Stored, Task
+from ifabric_actors.coordinator.waiters import Waiters
+
+#: among how many tasks of one priority colliding daemons choose
+SPREAD_MAX = 256
+
+
+class _Kept(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What the receipt of a claim keeps: the task's spec is in etcd already."""
+
+    task: str
+    fence: int
+    attempt: int
+    ttl_s: float
+
+
+_kept = msgspec.json.Decoder(_Kept)
+
+
+class Claims:
+    """Carries out `claim` and `next`."""
+
+    def __init__(self, office: Office, waiters: Waiters, metrics: Metrics) -> None:
+        self._office = office
+        self._board, self._desk, self._store, self._clock = office.board, office.desk, office.store, office.clock
+        self._waiters = waiters
+        self._spread = 1
+        self._latency = metrics.histogram("if_coordinator_claim_latency_seconds")
+        self._claims = {
+            outcome: metrics.counter("if_coordinator_claims_total", outcome=outcome)
+            for outcome in ("granted", "again", "taken", "none", "refused", "error")
+        }
+
+    async def claim(self, message: wire.Claim, caller: Caller) -> wire.ClaimReply:
+        started = self._clock.monotonic()
+        _no_governor(message.hold_micro_usd)
+        deadline = 0
+        stored = self._board.tasks.get(message.task)
+        if stored is None:
+            await self._desk.look(caller, message, (message.task,))
+            stored = self._board.tasks.get(message.task)
+        if stored is not None and stored.task.spec.deadline_s is not None:
+            deadline = await self._store.grant(stored.task.spec.deadline_s)
+
+        def decide() -> Plan:
+            seat = self._board.sessions.get(caller.session)
+            if seat is None:
+                raise SessionLost(session=caller.session)
+            known = self._board.tasks.get(message.task)
+            if known is None:
+                raise UnknownTask(f"there is no task {message.task}", task=message.task)
+            if rules.holds(known.task, caller.session, seat):
+                raise _HeldAlreadyError(known.task, seat)
+            return self._grant(caller, message, known, seat, deadline)
+
+        reserved = self._board.reserve(message.task)
+        try:
+            done = await self._desk.transact(caller, message, (message.task,), decide)
+        except _HeldAlreadyError as held:
+            self._claims["again"].inc()
+            await self._not_needed(deadline)
+            return await self._again(held.task, held.seat)
+        except FabricError as refusal:
+            await self._not_needed(deadline)
+            self._count_refusal(refusal)
+            if isinstance(refusal, ClaimTaken):
+                holder = self._board.sessions.get(str(refusal.facts.get("by")))
+                refusal.facts["ttl_s"] = holder.session.ttl_s if holder is not None else 0
+            raise
+        finally:
+            if reserved:
+                self._board.unreserve(message.task)
+        reply = await self._granted(message.task, done, deadline)
+        self._latency.observe(self._clock.monotonic() - started)
+        return reply
+
+    async def next(self, message: wire.Next, caller: Caller) -> wire.ClaimReply:
+        started = self._clock.monotonic()
+        _no_governor(message.hold_micro_usd)
+        until = started + message.wait_s
+        looked = settled = False
+        while True:
+            seat = await self._office.seat(caller)
+            task_id = self._board.best(seat.capabilities, spread=self._spread, pick=self._pick)
+            if task_id is not None:
+                reply = await self._take(message, caller, seat, task_id)
+                if reply is not None:
+                    self._latency.observe(self._clock.monotonic() - started)
+                    return reply
+                continue
+            if not looked:  # the answer to a retry may be a task that is no longer pending
+                looked = True
+                replay = await self._desk.look(caller, message, ())
+                if replay is not None:
+                    return await self._replayed(replay)
+                continue
+            left = until - self._clock.monotonic()
+            if left > 0:
+                await self._wait(seat, left)
+            elif not settled:
+                settled = True
+                await self._office.settle()
+            else:
+                self._claims["none"].inc()
+                missing = self._board.missing(seat.capabilities)
+                raise NoTaskMatches(
+                    f"none of {self._board.pending} pending tasks can be taken; missing: {', '.join(missing)}"
+                    if missing
+                    else None,
+                    pending=self._board.pending,
+                    missing=missing,
+                )
+
+    async def _take(self, message: wire.Next, caller: Caller, seat: Seat, task_id: str) -> wire.ClaimReply | None:
+        """One try at one task. None: somebody else was faster, or the session is not what it was."""
+        self._board.reserve(task_id)
+        try:
+            stored = self._board.tasks[task_id]
+            deadline_s = stored.task.spec.deadline_s
+            deadline = await self._store.grant(deadline_s) if deadline_s is not None else 0
+            plan = self._grant(caller, message, stored, seat, deadline)
+            done = await self._desk.attempt(caller, message, plan, (task_id,))
+        finally:
+            self._board.unreserve(task_id)
+        if done is None:
+            self._spread = min(SPREAD_MAX, self._spread * 2)
+            await self._not_needed(deadline)
+            return None
+        self._spread = max(1, self._spread - 1)
+        return await self._granted(task_id, done, deadline)
+
+    async def _wait(self, seat: Seat, seconds: float) -> None:
+        waiter = self._waiters.park(seat.capabilities)
+        timer = asyncio.get_running_loop().call_later(seconds, _wake, waiter.woken)
+        try:
+            await waiter.woken
+        finally:
+            timer.cancel()
+            self._waiters.leave(waiter)
+
+    def _grant(self, caller: Caller, message: Mutation, stored: Stored, seat: Seat, deadline: int) -> Plan:
+        task_id = stored.task.spec.id
+        task = rules.claimed(
+            stored.task,
+            caller.session,
+            seat,
+            incarnation=self._office.incarnation,
+            deadline_lease=deadline,
+            now=self._clock.wall_ms(),
+            request=message.request_id or "",
+        )
+        ttl_s = float(seat.session.ttl_s)
+        others = (Put(records.deadline_key(task_id), str(task.fence).encode(), deadline),) if deadline else ()
+        reads = (Get(records.PAYLOADS + task_id.encode()),) if task.payload else ()
+        return Plan(
+            wire.ClaimReply(task=task_id, fence=task.fence, attempt=task.attempt, ttl_s=ttl_s, spec=task.spec),
+            (Write(task_id, task, stored.mod_revision, stored.create_revision),),
+            (leased(records.session_key(caller.session), seat.lease),),
+            others,
+            reads,
+            kept=_Kept(task_id, task.fence, task.attempt, ttl_s),
+        )
+
+    async def _granted(self, task_id: str, done: Committed | Replayed, deadline: int) -> wire.ClaimReply:
+        if isinstance(done, Replayed):
+            await self._not_needed(deadline)
+            return await self._replayed(done)
+        self._claims["granted"].inc()
+        if deadline:
+            self._office.deadlines[task_id] = deadline
+        reply: wire.ClaimReply = done.plan.reply
+        task = done.plan.writes[0].task
+        if not task.payload:
+            return reply
+        got = done.reads[0]
+        payload = got.kvs[0].value if isinstance(got, Got) and got.kvs else await self._office.payload(task)
+        return msgspec.structs.replace(reply, spec=with_payload(task, payload))
+
+    async def _replayed(self, done: Replayed) -> wire.ClaimReply:
+        """The first answer to a claim, with the spec put back."""
+        kept = _kept.decode(done.reply)
+        self._claims["again"].inc()
+        await self._desk.learn_tasks((kept.task,), kept.task)
+        stored = self._board.tasks.get(kept.task)
+        if stored is None:
+            raise UnknownTask(f"task {kept.task} was claimed by this request and has been purged since", task=kept.task)
+        spec = with_payload(stored.task, await self._office.payload(stored.task))
+        return wire.ClaimReply(task=kept.task, fence=kept.fence, attempt=kept.attempt, ttl_s=kept.ttl_s, spec=spec)
+
+    async def _again(self, task: Task, seat: Seat) -> wire.ClaimReply:
+        spec = with_payload(task, await self._office.payload(task))
+        return wire.ClaimReply(
+            task=spec.id, fence=task.fence, attempt=task.attempt, ttl_s=seat.session.ttl_s, spec=spec, again=True
+        )
+
+    async def _not_needed(self, deadline: int) -> None:
+        """A deadline's lease that no claim came to hang on."""
+        if deadline:
+            await self._store.revoke(deadline)
+
+    def _count_refusal(self, refusal: FabricError) -> None:
+        if isinstance(refusal, ClaimTaken):
+            self._claims["taken"].inc()
+        else:
+            self._claims["error" if refusal.status >= 500 else "refused"].inc()
+
+    def _pick(self, below: int) -> int:
+        return self._clock.pick(range(below))
+
+
+class _HeldAlreadyError(FabricError):
+    """The session holds the task already."""
+
+    def __init__(self, task: Task, seat: Seat) -> None:
+        super().__init__()
+        self.task, self.seat = task, seat
+
+
+def _no_governor(hold_micro_usd: int | None) -> None:
+    if hold_micro_usd:
+        raise Unavailable(
+            "A hold needs the governor, which this daemon does not run; nothing was claimed.", what="governor"
+        )
+
+
+def _wake(woken: asyncio.Future[None]) -> None:
+    if not woken.done():
+        woken.set_result(None)

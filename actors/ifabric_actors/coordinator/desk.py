@@ -1,0 +1,231 @@
+"""Where a decision meets etcd: decide on what is known, commit if it is still so, else look again.
+
+A plan says which records to write and what it saw of them. It becomes one request of the group commit: every record unchanged since,
+every further condition, no receipt yet under this request id; then the records, the receipt with the answer, and what else the plan
+puts. When it does not go through, the same round trip has read what is there instead, so the next decision is made on the truth.
+
+*A grant is confirmed by its compares, a refusal by a read.* The board may be a moment behind, so a refusal that was decided on it is
+not spoken until the keys it depends on, and the request's receipt, have been read from etcd.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
+
+import msgspec
+from ifabric.metrics import Metrics
+
+from ifabric.actor.base import Caller
+from ifabric.clock import Clock
+from ifabric.errors import FabricError, Overloaded
+from ifabric.store.base import KV, Compare, Delete, Get, Got, Put, TxnRefused, absent, unchanged
+from ifabric.store.commit import Committer, Outcome, Request
+from ifabric.wire.envelope import Mutation
+from ifabric_actors.coordinator import records
+from ifabric_actors.coordinator.board import Board
+from ifabric_actors.coordinator.receipts import ReceiptLeases
+from ifabric_actors.coordinator.records import Stored, Task
+
+#: decisions for one request before it is told that the fabric is overloaded
+TRIES_MAX = 32
+
+
+class Write(NamedTuple):
+    """A task's next record, and the modification it was decided on (0: the task must not exist)."""
+
+    task_id: str
+    task: Task
+    seen: int = 0
+    order_revision: int = 0
+
+
+class Plan(NamedTuple):
+    """What to commit, and what to answer then."""
+
+    reply: Any
+    writes: tuple[Write, ...] = ()
+    compares: tuple[Compare, ...] = ()
+    others: tuple[Put | Delete, ...] = ()
+    reads: tuple[Get, ...] = ()
+    #: what the receipt keeps of the reply (default: all of it)
+    kept: Any = None
+
+
+class Committed(NamedTuple):
+    """The plan is in etcd; `reads` answers its reads (None for each when a lost reply was recognised)."""
+
+    plan: Plan
+    revision: int
+    reads: tuple[Got | None, ...]
+
+
+class Replayed(NamedTuple):
+    """The request had been carried out before; this was the answer."""
+
+    reply: msgspec.Raw
+
+
+class Desk:
+    """Carries plans out for one coordinator."""
+
+    def __init__(
+        self, board: Board, committer: Committer, receipts: ReceiptLeases, clock: Clock, metrics: Metrics
+    ) -> None:
+        self._board = board
+        self._committer = committer
+        self._receipts = receipts
+        self._clock = clock
+        self._turns: dict[str, asyncio.Future[None]] = {}
+        self._cas_failures = metrics.counter("if_coordinator_cas_failures_total")
+
+    async def transact(
+        self, caller: Caller, message: Mutation, task_ids: tuple[str, ...], decide: Callable[[], Plan]
+    ) -> Committed | Replayed:
+        """Decides and commits until it goes through. `decide` must depend on these tasks and the caller's session only.
+
+        Raises what `decide` raises once etcd has confirmed it, `Overloaded` when others kept changing the tasks, and what
+        `Committer.commit` raises.
+        """
+        confirmed = False
+        for _ in range(TRIES_MAX):
+            await self._turn(task_ids)
+            try:
+                plan = decide()
+            except FabricError:
+                if confirmed:
+                    raise
+                replay = await self.look(caller, message, task_ids)
+                if replay is not None:
+                    return replay
+                confirmed = True
+                continue
+            done = await self.attempt(caller, message, plan, task_ids)
+            if done is not None:
+                return done
+            confirmed = True
+        raise Overloaded(f"{message.verb} lost {TRIES_MAX} races; nothing was done", what="contention")
+
+    async def attempt(
+        self, caller: Caller, message: Mutation, plan: Plan, task_ids: tuple[str, ...]
+    ) -> Committed | Replayed | None:
+        """One commit. None: something had changed, and the board knows it now."""
+        request, receipt = await self._request(caller, message, plan, task_ids)
+        turn = asyncio.get_running_loop().create_future()
+        for task_id in task_ids:
+            self._turns[task_id] = turn
+        try:
+            outcome = await self._committer.commit(request)
+        except TxnRefused:
+            if receipt is None:
+                raise
+            self._receipts.retire()  # the lease under the receipt has gone, which only a frozen daemon sees
+            return None
+        finally:
+            for task_id in task_ids:
+                if self._turns.get(task_id) is turn:
+                    del self._turns[task_id]
+            turn.set_result(None)
+        if outcome.succeeded:
+            self._take_in(plan.writes, outcome)
+            reads = (
+                outcome.answers[len(request.then) - len(plan.reads) :] if outcome.answers else (None,) * len(plan.reads)
+            )
+            return Committed(plan, outcome.revision, reads)
+        self._cas_failures.inc()
+        return self._learn(request.otherwise, outcome, caller, message)
+
+    async def look(self, caller: Caller, message: Mutation, task_ids: Iterable[str]) -> Replayed | None:
+        """Reads the tasks, the caller's session and the request's receipt from etcd, together with other requests."""
+        concerns = self._concerns(caller, message, task_ids)
+        outcome = await self._committer.commit(Request((), concerns, owner=caller.session))
+        return self._learn(concerns, outcome, caller, message)
+
+    async def learn_tasks(self, task_ids: Iterable[str], owner: str) -> None:
+        """Reads tasks from etcd into the board."""
+        gets = tuple(Get(records.task_key(task_id)) for task_id in task_ids)
+        for at in range(0, len(gets), 20):
+            part = gets[at : at + 20]
+            outcome = await self._committer.commit(Request((), part, owner=owner))
+            self._learn(part, outcome, None, None)
+
+    async def write(self, owner: str, write: Write, compares: tuple[Compare, ...] = ()) -> bool:
+        """Commits one record on the daemon's own account (an expiry, an unblocking). False: it had changed meanwhile."""
+        put = Put(records.task_key(write.task_id), records.encode(write.task))
+        otherwise = (Get(put.key),)
+        request = Request((unchanged(put.key, write.seen), *compares), (put,), otherwise, owner, witness=put)
+        outcome = await self._committer.commit(request)
+        if outcome.succeeded:
+            self._take_in((write,), outcome)
+            return True
+        self._learn(otherwise, outcome, None, None)
+        return False
+
+    # -- inside -------------------------------------------------------------------------------------------------------
+
+    async def _turn(self, task_ids: tuple[str, ...]) -> None:
+        """Waits until no commit of this daemon is in flight for these tasks: deciding now would only lose the race."""
+        for task_id in task_ids:
+            while (turn := self._turns.get(task_id)) is not None:
+                await turn
+
+    async def _request(
+        self, caller: Caller, message: Mutation, plan: Plan, task_ids: tuple[str, ...]
+    ) -> tuple[Request, Put | None]:
+        compares = [*plan.compares]
+        then: list[Put | Delete | Get] = []
+        for write in plan.writes:
+            key = records.task_key(write.task_id)
+            compares.append(unchanged(key, write.seen))
+            then.append(Put(key, records.encode(write.task)))
+        then += plan.others
+        receipt = None
+        if message.request_id is not None:
+            kept = plan.reply if plan.kept is None else plan.kept
+            key = records.receipt_key(caller.session, message.request_id)
+            receipt = Put(key, records.receipt(message, kept), await self._receipts.current())
+            compares.append(absent(key))
+            then.append(receipt)
+        witness = receipt or next((op for op in then if type(op) is Put), None)
+        then += plan.reads
+        concerns = self._concerns(caller, message, task_ids)
+        return Request(tuple(compares), tuple(then), concerns, caller.session, witness), receipt
+
+    @staticmethod
+    def _concerns(caller: Caller, message: Mutation, task_ids: Iterable[str]) -> tuple[Get, ...]:
+        gets = [Get(records.task_key(task_id)) for task_id in task_ids]
+        gets.append(Get(records.session_key(caller.session)))
+        if message.request_id is not None:
+            gets.append(Get(records.receipt_key(caller.session, message.request_id)))
+        return tuple(gets)
+
+    def _take_in(self, writes: tuple[Write, ...], outcome: Outcome) -> None:
+        for write in writes:
+            created = write.order_revision or outcome.revision
+            self._board.put(write.task_id, Stored(write.task, outcome.revision, created))
+
+    def _learn(
+        self, asked: tuple[Get, ...], outcome: Outcome, caller: Caller | None, message: Mutation | None
+    ) -> Replayed | None:
+        """Takes what was read into the board; the receipt, when there is one, is the answer."""
+        replay = None
+        for get, got in zip(asked, outcome.answers, strict=True):
+            assert got is not None, "a read is answered"
+            kv: KV | None = got.kvs[0] if got.kvs else None
+            key = get.key
+            if key.startswith(records.TASKS):
+                task_id = key[len(records.TASKS) :].decode()
+                if kv is None:
+                    self._board.forget(task_id, outcome.revision)
+                else:
+                    self._board.put(task_id, records.stored(kv))
+            elif key.startswith(records.SESSIONS):
+                session = key[len(records.SESSIONS) :].decode()
+                if kv is None:
+                    self._board.unseat(session, outcome.revision)
+                else:
+                    self._board.seat(session, records.seat(kv))
+            elif kv is not None and message is not None:
+                replay = Replayed(records.replayed(kv, message))
+        return replay

@@ -1,0 +1,102 @@
+"""Keeps the board up to date with etcd: one listing at a revision, then the watch from there on."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+
+from ifabric.errors import Unavailable
+from ifabric.store.base import KV, Batch, Event, Store, prefix_end
+from ifabric_actors.coordinator import records
+from ifabric_actors.coordinator.board import Board
+
+PREFIXES = (records.TASKS, records.SESSIONS, records.DEADLINES)
+PAGE = 2_000
+
+
+class Feed:
+    """Reads etcd into the board. `on_deadline` is told of a claim's own deadline that has passed."""
+
+    def __init__(self, store: Store, board: Board, deadlines: dict[str, int]) -> None:
+        self._store = store
+        self._board = board
+        #: task -> lease of the claim's own deadline, while that lives
+        self._deadlines = deadlines
+        self._moved = asyncio.Event()
+
+    async def load(self) -> None:
+        """Lists everything as of one revision."""
+        revision = 0
+        for prefix in PREFIXES:
+            start, end = prefix, prefix_end(prefix)
+            while True:
+                got, at = await self._store.range(start, end, limit=PAGE, revision=revision)
+                revision = revision or at
+                for kv in got.kvs:
+                    self._present(kv)
+                if len(got.kvs) >= got.count:
+                    break
+                start = got.kvs[-1].key + b"\x00"
+                await asyncio.sleep(0)
+        self._board.revision = revision
+
+    async def follow(self) -> None:
+        """Never returns while the store lives."""
+        batches: AsyncIterator[Batch] = self._store.watch(PREFIXES, after_revision=self._board.revision)
+        async for batch in batches:
+            if batch.resync:
+                self._resync(batch)
+            else:
+                for event in batch.events:
+                    self._take(event)
+            self._board.revision = max(self._board.revision, batch.revision)
+            self._moved.set()
+            self._moved = asyncio.Event()
+
+    async def catch_up(self, within_s: float) -> None:
+        """Returns when the board knows all that was committed before the call. Raises `Unavailable`."""
+        _, revision = await self._store.range(records.PUBLISHER_KEY, records.PUBLISHER_KEY + b"\x00", limit=1)
+        try:
+            async with asyncio.timeout(within_s):
+                while self._board.revision < revision:
+                    moved = self._moved
+                    await self._store.progress()
+                    await moved.wait()
+        except TimeoutError:
+            raise Unavailable("etcd's watch is behind; nothing was decided.", what="etcd watch") from None
+
+    def _take(self, event: Event) -> None:
+        if not event.deleted:
+            self._present(event.kv)
+            return
+        key, revision = event.kv.key, event.kv.mod_revision
+        if key.startswith(records.TASKS):
+            self._board.forget(key[len(records.TASKS) :].decode(), revision)
+        elif key.startswith(records.SESSIONS):
+            self._board.unseat(key[len(records.SESSIONS) :].decode(), revision)
+        else:
+            self._deadlines.pop(key[len(records.DEADLINES) :].decode(), None)
+
+    def _present(self, kv: KV) -> None:
+        key = kv.key
+        if key.startswith(records.TASKS):
+            task_id = key[len(records.TASKS) :].decode()
+            known = self._board.tasks.get(task_id)
+            if known is None or known.mod_revision < kv.mod_revision:  # our own commits are known already
+                self._board.put(task_id, records.stored(kv))
+        elif key.startswith(records.SESSIONS):
+            self._board.seat(key[len(records.SESSIONS) :].decode(), records.seat(kv))
+        else:
+            self._deadlines[key[len(records.DEADLINES) :].decode()] = kv.lease
+
+    def _resync(self, batch: Batch) -> None:
+        """The past was compacted away: what is not in the present is gone."""
+        there = {event.kv.key for event in batch.events}
+        for task_id in [t for t in self._board.tasks if records.task_key(t) not in there]:
+            self._board.forget(task_id, batch.revision)
+        for session in [s for s in self._board.sessions if records.session_key(s) not in there]:
+            self._board.unseat(session, batch.revision)
+        for task_id in [t for t in self._deadlines if records.deadline_key(t) not in there]:
+            del self._deadlines[task_id]
+        for event in batch.events:
+            self._present(event.kv)

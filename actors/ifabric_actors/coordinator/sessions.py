@@ -1,0 +1,151 @@
+"""Sessions: who is there, and what they hold. One lease each, kept by `renew`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from ifabric.actor.base import Caller
+from ifabric.clock import rfc3339
+from ifabric.errors import SessionLost
+from ifabric.store.base import Delete, Put, absent, leased
+from ifabric.wire import coordinator as wire
+from ifabric.wire import subjects
+from ifabric.wire.envelope import MSG_ID_HEADER, encode
+from ifabric_actors.coordinator import records, rules
+from ifabric_actors.coordinator.desk import Committed, Plan, Replayed, Write
+from ifabric_actors.coordinator.office import Office
+from ifabric_actors.coordinator.records import Seat, Session
+
+
+class Sessions:
+    """Carries out `hello`, `renew` and `bye`."""
+
+    def __init__(self, office: Office) -> None:
+        self._office = office
+        self._board, self._desk, self._store, self._clock = office.board, office.desk, office.store, office.clock
+
+    async def hello(self, message: wire.Hello, caller: Caller) -> Any:
+        ttl_s = message.ttl_s or self._office.ttl_s
+        fresh = 0
+
+        def decide() -> Plan:
+            seat = self._board.sessions.get(caller.session)
+            session = Session(
+                ttl_s=seat.session.ttl_s if seat is not None else ttl_s,
+                capabilities=message.capabilities,
+                account=message.account,
+                at=self._clock.wall_ms(),
+            )
+            key = records.session_key(caller.session)
+            lease = seat.lease if seat is not None else fresh
+            condition = leased(key, lease) if seat is not None else absent(key)
+            reply = wire.HelloReply(
+                session=caller.session,
+                ttl_s=session.ttl_s,
+                incarnation=self._office.incarnation,
+                account=message.account,
+            )
+            return Plan(reply, compares=(condition,), others=(Put(key, records.encode(session), lease),))
+
+        if caller.session not in self._board.sessions:
+            await self._desk.look(caller, message, ())
+        while True:
+            seat = self._board.sessions.get(caller.session)
+            if seat is None and not fresh:
+                fresh = await self._store.grant(ttl_s)
+            done = await self._desk.attempt(caller, message, decide(), ())
+            if done is not None:
+                break
+        known = self._board.sessions.get(caller.session)
+        if isinstance(done, Committed):
+            lease = known.lease if known is not None and seat is not None else fresh
+            put = done.plan.others[0]
+            assert isinstance(put, Put)
+            session = msgspec.json.decode(put.value, type=Session)
+            self._board.seat(caller.session, Seat(session, lease, done.revision, frozenset(session.capabilities)))
+            if seat is not None:
+                await self._store.keep_alive(lease)
+            if fresh and lease != fresh:
+                await self._store.revoke(fresh)
+            return done.plan.reply
+        if fresh:
+            await self._store.revoke(fresh)
+        return done.reply
+
+    async def renew(self, message: wire.Renew, caller: Caller) -> wire.RenewReply:
+        seat = await self._office.seat(caller)
+        ttl_s = await self._store.keep_alive(seat.lease)
+        if ttl_s <= 0:
+            raise SessionLost(session=caller.session)
+        board, session = self._board, caller.session
+        named = {held.task: held.fence for held in message.claims}
+        doubtful = [task for task, fence in named.items() if not self._is_held(task, session, fence)]
+        unnamed = [task for task in board.held.get(session, ()) if task not in named]
+        if doubtful or unnamed:
+            await self._desk.learn_tasks((*doubtful, *unnamed), session)
+        lost, cancelled = [], []
+        for held in message.claims:
+            if not self._is_held(held.task, session, held.fence):
+                known = board.tasks.get(held.task)
+                off = known is not None and known.task.state == "cancelled" and known.task.fence == held.fence
+                (cancelled if off else lost).append(held)
+        for held in lost:
+            await self._tell_renew_lost(session, held)
+        return wire.RenewReply(
+            ttl_s=ttl_s,
+            lost=tuple(lost),
+            cancelled=tuple(cancelled),
+            unnamed=tuple(
+                wire.HeldClaim(task, board.tasks[task].task.fence)
+                for task in unnamed
+                if task in board.held.get(session, ())
+            ),
+        )
+
+    async def _tell_renew_lost(self, session: str, held: wire.HeldClaim) -> None:
+        known = self._board.tasks.get(held.task)
+        event = wire.TaskEvent(
+            event="renew_lost",
+            at=rfc3339(self._clock.wall_ms()),
+            revision=self._board.revision,
+            task=held.task,
+            state=known.task.state if known is not None else "cancelled",
+            session=session,
+            fence=held.fence,
+        )
+        message_id = f"renew_lost/{held.task}@{held.fence}"
+        await self._office.bus.publish(subjects.event("task", "renew_lost"), encode(event), {MSG_ID_HEADER: message_id})
+
+    async def bye(self, message: wire.Bye, caller: Caller) -> Any:
+        replay = await self._desk.look(caller, message, ())
+        if replay is not None:
+            return replay.reply
+        seat = self._board.sessions.get(caller.session)
+        if seat is None:
+            return wire.ByeReply()
+        await self._office.settle()
+        held = sorted(self._board.held.get(caller.session, ()))
+        gone = [task_id for task_id in held if await self._give_back(caller.session, seat, task_id)]
+        key = records.session_key(caller.session)
+        plan = Plan(wire.ByeReply(released=tuple(gone)), compares=(leased(key, seat.lease),), others=(Delete(key),))
+        done = await self._desk.attempt(caller, message, plan, ())
+        if isinstance(done, Committed):
+            self._board.unseat(caller.session, done.revision)
+            await self._store.revoke(seat.lease)
+        return done.reply if isinstance(done, Replayed) else plan.reply
+
+    async def _give_back(self, session: str, seat: Seat, task_id: str) -> bool:
+        while (stored := self._board.tasks.get(task_id)) is not None and rules.holds(stored.task, session, seat):
+            task = rules.released(stored.task, reason="bye", now=self._clock.wall_ms())
+            if await self._desk.write(session, Write(task_id, task, stored.mod_revision, stored.create_revision)):
+                return True
+        return False
+
+    def _is_held(self, task_id: str, session: str, fence: int) -> bool:
+        stored = self._board.tasks.get(task_id)
+        if stored is None:
+            return False
+        task = stored.task
+        return task.state == "claimed" and task.session == session and task.fence == fence

@@ -1,0 +1,153 @@
+"""What happens without anybody asking: claims expire, tasks are unblocked.
+
+The watch says at once that a session's key has gone; a slow pass over the claims finds whatever the watch's moment missed (the daemon that saw
+it died, a restart, a restore). Several daemons see the same: each waits a little, at random, looks again, and the compare lets one of
+them win. An expiry compares in etcd that the lease is really gone, so a board that is behind cannot rob a live holder.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterable
+
+from ifabric.metrics import Metrics
+
+from ifabric.errors import FabricError
+from ifabric.store.base import Compare, Op, Target
+from ifabric_actors.coordinator import records, rules
+from ifabric_actors.coordinator.board import Change
+from ifabric_actors.coordinator.desk import Write
+from ifabric_actors.coordinator.office import Office
+
+#: daemons that see the same expiry wait up to this long, so that one of them usually does it alone
+STAGGER_S = 0.1
+AT_ONCE_MAX = 64
+OWNER = " sweeper"
+
+
+class Sweeper:
+    """Expires claims and unblocks tasks, on the word of the watch and every `reconcile_s`."""
+
+    def __init__(self, office: Office, metrics: Metrics, *, reconcile_s: float) -> None:
+        self._board, self._desk, self._clock = office.board, office.desk, office.clock
+        self._deadlines = office.deadlines
+        self._reconcile_s = reconcile_s
+        self._floor = office.incarnation * rules.GENERATIONS
+        self._expire: dict[str, None] = {}
+        self._unblock: dict[str, None] = {}
+        self._work = asyncio.Event()
+        self._expired = metrics.counter("if_coordinator_expired_total")
+
+    # -- told by the board (must not wait) ------------------------------------------------------------------------------
+
+    def session_gone(self, session: str, lease: int) -> None:
+        for task_id in self._board.held.get(session, ()):
+            if self._board.tasks[task_id].task.lease == lease:
+                self._expire[task_id] = None
+        if self._expire:
+            self._work.set()
+
+    def task_changed(self, change: Change) -> None:
+        """A task that got done may open others; a task that arrived blocked may have nothing left to wait for."""
+        if change.after is None:
+            return
+        task = change.after.task
+        if task.state == "done" and (change.before is None or change.before.task.state != "done"):
+            candidates: Iterable[str] = self._board.released_by(change.task_id)
+        elif task.state == "blocked" and self._board.all_done(task.spec.depends_on):
+            candidates = (change.task_id,)
+        else:
+            return
+        for task_id in candidates:
+            self._unblock[task_id] = None
+        if self._unblock:
+            self._work.set()
+
+    # -- the tasks of the actor -------------------------------------------------------------------------------------------
+
+    async def sweep(self) -> None:
+        """Never returns. Raises what makes the actor start again."""
+        while True:
+            await self._work.wait()
+            self._work.clear()
+            await self._clock.sleep(self._clock.jitter(0.0, STAGGER_S))
+            unblock, self._unblock = list(self._unblock), {}
+            expire, self._expire = list(self._expire), {}
+            await self._each(self._unblock_one, unblock)
+            await self._each(self._expire_one, expire)
+
+    async def reconcile(self) -> None:
+        """Never returns: looks at every claim now and then, whatever the watch said."""
+        while True:
+            for task_id, _ in self._board.orphans(self._floor):
+                self._expire[task_id] = None
+            for task_id, lease in self._overdue():
+                if self._board.tasks[task_id].task.deadline_lease == lease:
+                    self._expire[task_id] = None
+            if self._expire or self._unblock:
+                self._work.set()
+            await self._clock.sleep(self._reconcile_s)
+
+    def deadline_passed(self, task_id: str) -> None:
+        self._expire[task_id] = None
+        self._work.set()
+
+    def _overdue(self) -> list[tuple[str, int]]:
+        found = []
+        for tasks in self._board.held.values():
+            for task_id in tasks:
+                lease = self._board.tasks[task_id].task.deadline_lease
+                if lease and self._deadlines.get(task_id) != lease:
+                    found.append((task_id, lease))
+        return found
+
+    @staticmethod
+    async def _each(act: Callable[[str], Awaitable[None]], task_ids: list[str]) -> None:
+        for at in range(0, len(task_ids), AT_ONCE_MAX):
+            await asyncio.gather(*(act(task_id) for task_id in task_ids[at : at + AT_ONCE_MAX]))
+
+    async def _expire_one(self, task_id: str) -> None:
+        while (stored := self._board.tasks.get(task_id)) is not None and stored.task.state == "claimed":
+            task = stored.task
+            seat = self._board.sessions.get(task.session)
+            if seat is None or seat.lease != task.lease:
+                why, gone = (
+                    "session ended",
+                    Compare(records.session_key(task.session), Target.LEASE, Op.NOT_EQUAL, task.lease),
+                )
+            elif task.deadline_lease and self._deadlines.get(task_id) != task.deadline_lease:
+                why, gone = (
+                    "deadline passed",
+                    Compare(records.deadline_key(task_id), Target.LEASE, Op.NOT_EQUAL, task.deadline_lease),
+                )
+            elif task.fence < self._floor:
+                why, gone = "restored from a backup", None
+            else:
+                return
+            write = Write(
+                task_id,
+                rules.expired(task, why=why, now=self._clock.wall_ms()),
+                stored.mod_revision,
+                stored.create_revision,
+            )
+            try:
+                if await self._desk.write(OWNER, write, (gone,) if gone else ()):
+                    self._expired.inc()
+                    return
+            except FabricError:
+                return  # the next pass tries again
+            if self._board.tasks.get(task_id) is stored:
+                return  # it was the lease that is not gone: the board will hear
+
+    async def _unblock_one(self, task_id: str) -> None:
+        while (stored := self._board.tasks.get(task_id)) is not None and stored.task.state == "blocked":
+            if not self._board.all_done(stored.task.spec.depends_on):
+                return
+            task = rules.unblocked(stored.task, by="", now=self._clock.wall_ms())
+            write = Write(task_id, task, stored.mod_revision, stored.create_revision)
+            try:
+                if await self._desk.write(OWNER, write):
+                    return
+            except FabricError:
+                self._unblock[task_id] = None  # picked up with the next work, at the latest by the next reconcile
+                return

@@ -1,0 +1,122 @@
+"""The journal: a JetStream stream that keeps what was appended.
+
+Appending waits for one acknowledgement a batch, not for one a message: JetStream numbers a stream's messages in the order in which a connection
+sent them, so when the last of n is stored as number `before + n`, all n are. Anything else (a duplicate among them, another writer in
+between, a message refused) makes the sum wrong, and then every message of the batch is sent again and acknowledged by itself. A
+message that was stored already is recognised by its id and not stored twice.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+
+import nats.errors
+import nats.js.api as js
+import nats.js.errors
+from nats.aio.client import Client
+from nats.js import JetStreamContext
+
+from ifabric.bus.base import Entry, JournalSpec
+from ifabric.errors import Unavailable
+from ifabric.wire.envelope import MSG_ID_HEADER
+
+ACK_S = 5.0
+#: messages that may be under way when each is acknowledged by itself
+WINDOW = 64
+
+
+async def open_journal(client: Client, spec: JournalSpec) -> JetStreamJournal:
+    """The stream as specified, created or brought up to date. Raises `Unavailable`."""
+    context = client.jetstream(timeout=ACK_S)
+    config = js.StreamConfig(
+        name=spec.name,
+        subjects=list(spec.subjects),
+        max_age=spec.max_age_s,
+        max_bytes=spec.max_bytes,
+        duplicate_window=spec.duplicate_window_s,
+        num_replicas=spec.replicas,
+        storage=js.StorageType.FILE,
+        discard=js.DiscardPolicy.OLD,
+    )
+    try:
+        try:
+            info = await context.add_stream(config)
+        except nats.js.errors.BadRequestError:  # it exists with another configuration
+            info = await context.update_stream(config)
+    except (nats.errors.Error, OSError) as error:
+        raise _unavailable(error) from None
+    return JetStreamJournal(context, spec.name, info.state.last_seq)
+
+
+def _unavailable(error: Exception) -> Unavailable:
+    return Unavailable(f"JetStream does not answer: {error or type(error).__name__}", what="jetstream")
+
+
+class JetStreamJournal:
+    """One stream."""
+
+    def __init__(self, context: JetStreamContext, stream: str, last_seq: int) -> None:
+        self._context = context
+        self._stream = stream
+        self._last_seq = last_seq
+
+    async def append(self, entries: Sequence[tuple[str, bytes, str]]) -> None:
+        if not entries:
+            return
+        publish = self._context._nc.publish
+        try:
+            for subject, data, message_id in entries[:-1]:
+                await publish(subject, data, headers={MSG_ID_HEADER: message_id})
+            ack = await self._append_one(entries[-1])
+            if ack.duplicate or ack.seq != self._last_seq + len(entries):
+                for at in range(0, len(entries), WINDOW):
+                    acks = await asyncio.gather(*(self._append_one(entry) for entry in entries[at : at + WINDOW]))
+                    ack = max(acks, key=lambda one: one.seq)
+            self._last_seq = max(self._last_seq, ack.seq)
+        except (nats.errors.Error, OSError) as error:
+            raise _unavailable(error) from None
+
+    async def _append_one(self, entry: tuple[str, bytes, str]) -> js.PubAck:
+        subject, data, message_id = entry
+        return await self._context.publish(
+            subject, data, timeout=ACK_S, stream=self._stream, headers={MSG_ID_HEADER: message_id}
+        )
+
+    async def last(self, subject: str | None = None) -> Entry | None:
+        try:
+            if subject is None:
+                info = await self._context.stream_info(self._stream)
+                if not info.state.messages:
+                    return None
+                found = await self._context.get_msg(self._stream, info.state.last_seq)
+            else:
+                found = await self._context.get_last_msg(self._stream, subject)
+        except nats.js.errors.NotFoundError:
+            return None
+        except (nats.errors.Error, OSError) as error:
+            raise _unavailable(error) from None
+        return Entry(found.subject or "", found.data or b"", found.headers or {}, found.seq or 0)
+
+    async def read(self, *, after_seq: int = 0, subject: str | None = None) -> AsyncIterator[Entry]:
+        config = js.ConsumerConfig(deliver_policy=js.DeliverPolicy.BY_START_SEQUENCE, opt_start_seq=after_seq + 1)
+        try:
+            subscription = await self._context.subscribe(
+                subject or ">", stream=self._stream, config=config, ordered_consumer=True
+            )
+        except (nats.errors.Error, OSError) as error:
+            raise _unavailable(error) from None
+        try:
+            while True:
+                try:
+                    message = await subscription.next_msg(timeout=60)
+                except nats.errors.TimeoutError:
+                    continue
+                except (nats.errors.Error, OSError) as error:
+                    raise _unavailable(error) from None
+                yield Entry(message.subject, message.data, message.headers or {}, message.metadata.sequence.stream)
+        finally:
+            try:
+                await subscription.unsubscribe()
+            except (nats.errors.Error, OSError):
+                pass  # the connection has gone, and the consumer with it

@@ -1,0 +1,157 @@
+"""NATS micro services (ADR-32) that serve many requests at once.
+
+`nats.micro` serves one request at a time for each endpoint and throws away what is queued when it stops. Discovery and statistics are still
+its own; an endpoint is ours. It hands a message over in the turn of the loop in which it was read from the socket: the subscription's queue
+is replaced by one that calls the sink, so no task has to wake up for it. The sink is a bounded mailbox, which is the back-pressure.
+
+This touches private names of nats-py; `tests/conformance/test_nats_contract.py` watches them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import nats.errors
+from nats.aio.client import Client
+from nats.aio.msg import Msg
+from nats.micro.service import Endpoint as MicroEndpoint
+from nats.micro.service import EndpointConfig, ServiceConfig
+from nats.micro.service import Service as Micro
+
+from ifabric.bus.base import Endpoint, Headers, Incoming
+from ifabric.clock import monotonic
+
+if TYPE_CHECKING:
+    from ifabric.bus.nats import Delivery
+
+
+class DirectQueue:
+    """Takes the place of a subscription's queue: what is put into it is handled at once."""
+
+    def __init__(self, take: Callable[[Msg], None]) -> None:
+        self.put_nowait = take
+
+    def qsize(self) -> int:
+        return 0
+
+    def empty(self) -> bool:
+        return True
+
+    async def join(self) -> None:
+        """Nothing ever waits here."""
+
+    async def get(self) -> Msg:
+        """Never returns: there is nothing to take out."""
+        return await asyncio.get_running_loop().create_future()
+
+
+class _Served:
+    """A request under way: the answer ends its measurement."""
+
+    __slots__ = ("_began", "_delivery", "_endpoint", "data", "headers", "reply", "subject")
+
+    def __init__(self, endpoint: ConcurrentEndpoint, delivery: Delivery) -> None:
+        self._endpoint = endpoint
+        self._delivery = delivery
+        self._began = monotonic()
+        self.subject = delivery.subject
+        self.data = delivery.data
+        self.reply = delivery.reply
+        self.headers = delivery.headers
+
+    async def respond(self, data: bytes, headers: Headers | None = None) -> None:
+        self._endpoint.answered(self._began, None)
+        await self._delivery.respond(data, headers)
+
+    async def respond_error(self, status: int, sentence: str, data: bytes) -> None:
+        self._endpoint.answered(self._began, f"{status}:{sentence}")
+        await self._delivery.respond_error(status, sentence, data)
+
+    def drop(self) -> None:
+        self._endpoint.answered(self._began, None)
+        self._delivery.drop()
+
+
+class ConcurrentEndpoint(MicroEndpoint):  # type: ignore[misc]
+    """An endpoint whose requests do not wait for each other."""
+
+    def __init__(
+        self,
+        service: Micro,
+        config: EndpointConfig,
+        admit: Callable[[Msg], Delivery | None],
+        sink: Callable[[Incoming], None],
+    ) -> None:
+        super().__init__(service, config)
+        self._admit = admit
+        self._sink = sink
+
+    async def _start(self) -> None:
+        subscription = await self._service._client.subscribe(
+            self._subject, queue=self._queue_group, pending_bytes_limit=0
+        )
+        subscription._pending_queue = DirectQueue(self._take)
+        self._subscription = subscription
+
+    async def _stop(self) -> None:
+        subscription, self._subscription = self._subscription, None
+        if subscription is not None:
+            await subscription.drain()
+
+    def _take(self, msg: Msg) -> None:
+        delivery = self._admit(msg)
+        if delivery is not None:
+            self._num_requests += 1
+            self._sink(_Served(self, delivery))
+
+    def answered(self, began: float, error: str | None) -> None:
+        """Counts an answer. ADR-32 wants nanoseconds."""
+        self._processing_time += int((monotonic() - began) * 1e9)
+        self._average_processing_time = self._processing_time // max(1, self._num_requests)
+        if error is not None:
+            self._num_errors += 1
+            self._last_error = error[:200]
+
+
+class MicroService(Micro):  # type: ignore[misc]
+    """A discoverable service of concurrent endpoints."""
+
+    def __init__(
+        self, client: Client, name: str, version: str, description: str, admit: Callable[[Msg], Delivery | None]
+    ) -> None:
+        metadata = {"protocol_version": "1"}
+        super().__init__(client, ServiceConfig(name, version, description, metadata, queue_group=name))
+        self._admit = admit
+
+    async def open(self, endpoints: Sequence[Endpoint]) -> None:
+        """Starts answering discovery, then subscribes the endpoints."""
+        await self.start()
+        for endpoint in endpoints:
+            config = EndpointConfig(
+                endpoint.name, _unused, self._queue_group, endpoint.subject, dict(endpoint.metadata)
+            )
+            served = ConcurrentEndpoint(self, config, self._admit, endpoint.sink)
+            await served._start()
+            self._endpoints.append(served)
+
+    async def drain(self) -> None:
+        """Takes no new requests; what the server had sent has been handed over when this returns."""
+        try:
+            await asyncio.gather(*(endpoint._stop() for endpoint in self._endpoints))
+            for subscription in self._subscriptions.values():
+                await subscription.unsubscribe()
+        except (nats.errors.Error, OSError):
+            pass  # without a connection nothing new can come
+        self._subscriptions = {}
+        self._stopped.set()
+
+    def statistics(self) -> Mapping[str, Any]:
+        """What ``$SRV.STATS`` answers."""
+        found: Mapping[str, Any] = self.stats().to_dict()
+        return found
+
+
+async def _unused(_: object) -> None:
+    raise AssertionError("a concurrent endpoint hands its messages to a sink")

@@ -1,0 +1,157 @@
+"""The configuration: frozen, built once, passed down whole.
+
+The keys under `coordinator` are the runbook's, so its file works as it is. What this version does not know is refused: a limit that was
+misspelt and silently ignored is worse than a daemon that does not start. How files, positions and the environment become these
+structs is in `ifabric.config_file`.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from msgspec import Meta, Struct
+
+Port = Annotated[int, Meta(ge=0, le=65535)]
+Positive = Annotated[float, Meta(gt=0)]
+Count = Annotated[int, Meta(ge=1)]
+Name = Annotated[str, Meta(min_length=1)]
+
+
+class Section(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A map of the configuration."""
+
+
+class Etcd(Section, frozen=True, kw_only=True):
+    """How to reach etcd. Without endpoints the daemon starts one of its own."""
+
+    endpoints: tuple[Name, ...] = ()
+    timeout_seconds: Positive = 5.0
+    attempt_timeout_seconds: Positive = 0.5
+    ca_cert: str | None = None
+    cert_file: str | None = None
+    key_file: str | None = None
+    pool_size: Count | None = None
+    pool_recycle: Count | None = None
+    allow_old_etcd: bool = False
+
+
+class MetricsPort(Section, frozen=True, kw_only=True):
+    """Where Prometheus scrapes. Without a port, on the HTTP port."""
+
+    enabled: bool = True
+    port: Port | None = None
+    path: Annotated[str, Meta(pattern="^/")] = "/metrics"
+
+
+class Logging(Section, frozen=True, kw_only=True):
+    """What is logged, in which form, and where to."""
+
+    level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
+    format: Literal["json", "text", "auto"] = "auto"
+    output: Name = "stderr"
+
+
+class Coordinator(Section, frozen=True, kw_only=True):
+    """The coordinator, and (for historical reasons: the runbook's) what all components share."""
+
+    backend: Literal["etcd"] = "etcd"
+    etcd: Etcd = Etcd()
+    task_claim_ttl_seconds: Annotated[int, Meta(ge=2, le=3600)] = 60
+    receipt_ttl_seconds: Annotated[int, Meta(ge=10, le=86_400)] = 900
+    reconcile_interval_seconds: Positive = 5.0
+    waiters_max: Count = 10_000
+    metrics: MetricsPort = MetricsPort()
+    logging: Logging = Logging()
+
+
+class Nats(Section, frozen=True, kw_only=True):
+    """How to reach NATS. Without servers the daemon starts one of its own."""
+
+    servers: tuple[Name, ...] = ()
+    connect_timeout_seconds: Positive = 5.0
+    ca_cert: str | None = None
+    cert_file: str | None = None
+    key_file: str | None = None
+    nkey_seed_file: str | None = None
+    credentials_file: str | None = None
+
+
+class Http(Section, frozen=True, kw_only=True):
+    """Health and metrics. Port 0: any free one, told in endpoints.json."""
+
+    host: Name = "127.0.0.1"
+    port: Port = 8080
+
+
+class Events(Section, frozen=True, kw_only=True):
+    """The stream that keeps the events."""
+
+    max_age_seconds: Count = 7 * 86_400
+    max_bytes: Count = 1 << 30
+    replicas: Annotated[int, Meta(ge=1, le=5)] = 1
+
+
+class Embedded(Section, frozen=True, kw_only=True):
+    """The servers that the daemon starts when none are configured. Port 0: any free one."""
+
+    etcd_port: Port = 0
+    nats_port: Port = 0
+
+
+class Config(Section, frozen=True, kw_only=True):
+    """Everything."""
+
+    coordinator: Coordinator = Coordinator()
+    nats: Nats = Nats()
+    http: Http = Http()
+    events: Events = Events()
+    embedded: Embedded = Embedded()
+    #: installed names, or "module:Class"
+    actors: tuple[Name, ...] = ("coordinator",)
+    #: sections of residents that the fabric does not know, by component
+    options: dict[str, dict[str, Any]] = {}
+    state_dir: str | None = None
+    drain_timeout_seconds: Positive = 10.0
+    mailbox_max: Count = 8192
+    in_flight_max: Count = 2048
+
+    def section(self, component: str) -> Any:
+        """The configuration of a component: its own section, or its `options`."""
+        if component == "coordinator":
+            return self.coordinator
+        return self.options.get(component, {})
+
+
+def smells(config: Config) -> list[str]:
+    """What is allowed and probably not meant: a sentence each."""
+    found = []
+    etcd = config.coordinator.etcd
+    if etcd.pool_size is not None or etcd.pool_recycle is not None:
+        found.append("coordinator.etcd.pool_size and pool_recycle do nothing: one connection to etcd carries all calls")
+    if any(e.startswith("https://") for e in etcd.endpoints) and etcd.ca_cert is None:
+        found.append(
+            "coordinator.etcd: endpoints are https but there is no ca_cert: the system's certificates are trusted"
+        )
+    if any(not e.startswith("https://") and not _is_local(e) for e in etcd.endpoints):
+        found.append(
+            "coordinator.etcd: an endpoint on another machine without https: anybody between can read and write the board"
+        )
+    if etcd.attempt_timeout_seconds > etcd.timeout_seconds:
+        found.append(
+            "coordinator.etcd: attempt_timeout_seconds is longer than timeout_seconds: there will be one attempt"
+        )
+    if config.coordinator.task_claim_ttl_seconds > 120:
+        found.append(
+            f"coordinator.task_claim_ttl_seconds: a dead agent's tasks wait up to {config.coordinator.task_claim_ttl_seconds} s, "
+            "and twice that when etcd's leader changes"
+        )
+    if not _is_local(config.http.host):
+        found.append(f"http.host: {config.http.host} is reachable from other machines, without TLS")
+    if bool(etcd.endpoints) != bool(config.nats.servers):
+        found.append("one of coordinator.etcd.endpoints and nats.servers is set: the other server is an embedded one")
+    return found
+
+
+def _is_local(host: str) -> bool:
+    name = host.rpartition("://")[2]
+    return name.startswith(("127.", "localhost", "[::1]", "::1"))

@@ -1,0 +1,260 @@
+"""The whole process on one screen: connect, build the tree, start, wait, drain, stop."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+from ifabric import __version__, endpoints, log, programs
+from ifabric.actor.base import Context
+from ifabric.actor.pulse import Pulse
+from ifabric.actor.runner import Runner
+from ifabric.bus.nats import Nats, NatsSettings
+from ifabric.clock import Clock, SystemClock
+from ifabric.config import Config
+from ifabric.embedded import Server, StateLock, embedded_etcd, embedded_nats
+from ifabric.errors import FabricError, Unreachable
+from ifabric.http.health import Snapshot
+from ifabric.http.server import HttpServer
+from ifabric.loader import load
+from ifabric.metrics import Metrics
+from ifabric.store.commit import Committer
+from ifabric.store.etcd import Etcd, EtcdSettings
+from ifabric.supervision.spec import Branch, Budget, Child, Part, Strategy
+from ifabric.supervision.supervisor import Supervisor
+
+DONE, FAILED, UNREACHABLE = 0, 1, 3
+
+
+class Fabric:
+    """One daemon."""
+
+    def __init__(self, config: Config, state_dir: Path, clock: Clock) -> None:
+        self._config = config
+        self._state_dir = state_dir
+        self._clock = clock
+        self._log = log.get()
+        self._metrics = Metrics()
+        self._born = clock.monotonic()
+        self._draining = False
+        self.warnings: list[str] = []
+        self._servers, etcd_urls, nats_urls = self._embedded()
+        self._etcd = Etcd(_etcd_settings(config, etcd_urls), clock)
+        self._nats = Nats(_nats_settings(config, nats_urls), clock, self._on_bus_error)
+        self._committer = Committer(self._etcd, clock, self._metrics, timeout_s=config.coordinator.etcd.timeout_seconds)
+        self._pulse = Pulse(clock)
+        self._http = HttpServer(config.http, config.coordinator.metrics, self, self._metrics)
+        self._metrics.before_render.append(self._read_connections)
+        self._found = endpoints.Endpoints(
+            nats=",".join(nats_urls), etcd=etcd_urls, http="", pid=os.getpid(), version=__version__
+        )
+        self.tree = Supervisor(self._tree(), clock, self._on_restart)
+
+    def _tree(self) -> Branch:
+        """The supervision tree. What stands further down depends on what stands above it."""
+        return Branch("fabric", Strategy.REST_FOR_ONE, Budget(5, 60.0), (
+            Branch("servers", Strategy.ONE_FOR_ONE, Budget(5, 60.0), tuple(
+                Child(name, server) for name, server in self._servers.items()
+            )),
+            Child("store", Part(self._connect_store, self._etcd.close)),
+            Child("pulse", self._pulse),
+            Child("bus", Part(self._nats.connect, self._nats.close, lambda: self._nats.lost)),
+            Child("commit", Part(self._committer.start, self._committer.stop, lambda: self._committer.lost)),
+            Branch("residents", Strategy.ONE_FOR_ONE, Budget(5, 30.0), tuple(
+                Child(name, self._runner(name), shutdown_s=self._config.drain_timeout_seconds + 10)
+                for name in self._config.actors
+            )),
+            Child("http", Part(self._http.start, self._http.stop)),
+        ))  # fmt: skip
+
+    async def run(self) -> int:
+        """Until SIGTERM or SIGINT (0), or until the tree has failed (1)."""
+        stop = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        loop.set_exception_handler(self._on_loop_error)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, stop.set)
+        starting = asyncio.create_task(self.tree.start())
+        stopping = asyncio.create_task(stop.wait())
+        try:
+            await asyncio.wait({starting, stopping}, return_when=asyncio.FIRST_COMPLETED)
+            if not starting.done():
+                starting.cancel()
+                await asyncio.gather(starting, return_exceptions=True)
+                return DONE
+            await starting
+            self._announce()
+            failed = self.tree.lost
+            assert failed is not None
+            await asyncio.wait({stopping, failed}, return_when=asyncio.FIRST_COMPLETED)
+            self._draining = True
+            if failed.done():
+                self._log.error("the fabric has failed", reason=failed.result())
+                return FAILED
+            self._log.info("draining")
+            return DONE
+        finally:
+            stopping.cancel()
+            endpoints.remove(self._state_dir)
+            await self.tree.stop()
+            self._log.info("stopped")
+
+    # -- the parts --------------------------------------------------------------------------------------------------------
+
+    def _embedded(self) -> tuple[dict[str, Server], tuple[str, ...], tuple[str, ...]]:
+        """The servers to start, and where the fabric's servers are, started or given."""
+        config, folder = self._config, self._state_dir
+        servers: dict[str, Server] = {}
+        etcd_urls, nats_urls = config.coordinator.etcd.endpoints, config.nats.servers
+        if not etcd_urls:
+            program = programs.find_etcd()
+            servers["etcd"], url = embedded_etcd(program, folder, config.embedded.etcd_port, self._clock)
+            etcd_urls = (url,)
+            self._log.info("starting an etcd of our own", program=str(program), data=str(folder / "etcd"))
+        if not nats_urls:
+            program = programs.find_nats_server()
+            servers["nats"], url = embedded_nats(program, folder, config.embedded.nats_port, self._clock)
+            nats_urls = (url,)
+            self._log.info("starting a nats-server of our own", program=str(program), data=str(folder / "nats"))
+        return servers, etcd_urls, nats_urls
+
+    async def _connect_store(self) -> None:
+        await self._etcd.connect()
+        warning = programs.judge_etcd(
+            (await self._etcd.health()).version,
+            embedded="etcd" in self._servers,
+            allow_old=self._config.coordinator.etcd.allow_old_etcd,
+        )
+        if warning is not None and warning not in self.warnings:
+            self.warnings.append(warning)
+            self._log.warning(warning)
+
+    def _runner(self, name: str) -> Runner:
+        actor = load(name)
+        context = Context(
+            store=self._etcd,
+            bus=self._nats,
+            committer=self._committer,
+            clock=self._clock,
+            metrics=self._metrics,
+            config=self._config.section(actor.component),
+            settings=self._config,
+            log=log.get(actor=actor.component),
+        )
+        return Runner(
+            actor,
+            actor,
+            context,
+            self._pulse,
+            mailbox_max=self._config.mailbox_max,
+            in_flight_max=self._config.in_flight_max,
+            drain_timeout_s=self._config.drain_timeout_seconds,
+        )
+
+    def _announce(self) -> None:
+        endpoints.write(self._state_dir, endpoints.replace_http(self._found, self._http.url))
+        self._log.info(
+            "ready",
+            nats=self._found.nats,
+            etcd=",".join(self._found.etcd),
+            http=self._http.url,
+            actors=",".join(self._config.actors),
+        )
+
+    # -- what is told -----------------------------------------------------------------------------------------------------
+
+    def snapshot(self) -> Snapshot:
+        """What `/health` says."""
+        down = self._committer.down
+        etcd = "connected" if down is None and self._etcd.connected else "disconnected"
+        nats = "connected" if self._nats.connected else "disconnected"
+        tree = self.tree.describe()
+        failing = [child["name"] for child in _leaves(tree) if child["state"] != "running"]
+        not_ready = [f"{what} is disconnected" for what, how in (("etcd", etcd), ("nats", nats)) if how != "connected"]
+        not_ready += [f"{name} is not running" for name in failing]
+        if self._draining:
+            not_ready.insert(0, "draining")
+        return Snapshot(
+            status="draining" if self._draining else "degraded" if not_ready else "healthy",
+            etcd=etcd,  # type: ignore[arg-type]
+            nats=nats,  # type: ignore[arg-type]
+            loop_lag_s=round(self._pulse.lag_s, 4),
+            version=__version__,
+            uptime_s=round(self._clock.monotonic() - self._born, 1),
+            not_ready=tuple(not_ready),
+            warnings=tuple(self.warnings),
+            actors=tree,
+        )
+
+    def _read_connections(self) -> None:
+        metrics, etcd, nats = self._metrics, self._etcd, self._nats
+        metrics.gauge("if_coordinator_event_bus_health").set(etcd.connected and self._committer.down is None)
+        metrics.gauge("if_bus_connected").set(nats.connected)
+        metrics.gauge("if_loop_lag_seconds").set(self._pulse.lag_s)
+        metrics.counter("if_store_attempts_failed_total").raise_to(etcd.attempts_failed)
+        metrics.counter("if_store_rotations_total").raise_to(etcd.rotations)
+        metrics.counter("if_bus_reconnects_total").raise_to(nats.reconnects)
+        metrics.counter("if_bus_slow_consumers_total").raise_to(nats.slow_consumers)
+        metrics.counter("if_bus_spoofed_replies_total").raise_to(nats.spoofed)
+
+    def _on_restart(self, branch: str, child: str, reason: str) -> None:
+        self._log.warning("starting again", branch=branch, child=child, reason=reason)
+        if branch == "residents":
+            self._metrics.counter("if_actor_restarts_total", actor=child).inc()
+
+    def _on_bus_error(self, where: str, error: Exception) -> None:
+        self._log.warning("bus error", where=where, error=str(error) or type(error).__name__)
+
+    def _on_loop_error(self, _: asyncio.AbstractEventLoop, about: dict[str, Any]) -> None:
+        self._log.error("unhandled error", message=about.get("message"), exc_info=about.get("exception"))
+
+
+async def serve(config: Config, *, state_dir: Path) -> int:
+    """Runs a daemon to its end; the exit code. `FabricError` when it could not start."""
+    lock = StateLock(state_dir)
+    lock.take()
+    with contextlib.ExitStack() as cleanup:
+        cleanup.callback(lock.give_back)
+        return await Fabric(config, state_dir, SystemClock()).run()
+
+
+def exit_code(error: FabricError) -> int:
+    """What the process ends with when it could not start."""
+    return UNREACHABLE if isinstance(error, Unreachable) else FAILED
+
+
+def _leaves(tree: dict[str, Any]) -> list[dict[str, Any]]:
+    found = []
+    for child in tree["children"]:
+        found += _leaves(child) if "children" in child else [child]
+    return found
+
+
+def _etcd_settings(config: Config, urls: tuple[str, ...]) -> EtcdSettings:
+    etcd = config.coordinator.etcd
+    return EtcdSettings(
+        endpoints=urls,
+        timeout_s=etcd.timeout_seconds,
+        attempt_timeout_s=etcd.attempt_timeout_seconds,
+        ca_cert=etcd.ca_cert,
+        cert_file=etcd.cert_file,
+        key_file=etcd.key_file,
+    )
+
+
+def _nats_settings(config: Config, urls: tuple[str, ...]) -> NatsSettings:
+    nats = config.nats
+    return NatsSettings(
+        servers=urls,
+        name="ifabric daemon",
+        connect_timeout_s=nats.connect_timeout_seconds,
+        nkey_seed_file=nats.nkey_seed_file,
+        credentials_file=nats.credentials_file,
+        ca_cert=nats.ca_cert,
+        cert_file=nats.cert_file,
+        key_file=nats.key_file,
+    )

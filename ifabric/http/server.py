@@ -1,0 +1,109 @@
+"""The HTTP port: uvicorn and starlette, inside the daemon's loop.
+
+/livez              200 while the event loop turns
+/readyz             200 when requests can be served, else 503 with what is missing
+/health, /healthz   the whole state; 503 unless healthy or merely degraded
+/metrics            for Prometheus
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+from collections.abc import Iterator
+
+import uvicorn
+from msgspec.json import encode
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from ifabric.config import Http, MetricsPort
+from ifabric.errors import StartupError
+from ifabric.http.health import Status
+from ifabric.metrics import CONTENT_TYPE, Metrics
+
+JSON = "application/json"
+
+
+class HttpServer:
+    """Serves health and metrics; with `metrics.port`, the metrics on a port of their own as well."""
+
+    def __init__(self, http: Http, metrics_port: MetricsPort, status: Status, metrics: Metrics) -> None:
+        self._http = http
+        self._metrics_port = metrics_port
+        self._status = status
+        self._metrics = metrics
+        self._servers: list[tuple[_Server, asyncio.Task[None]]] = []
+        #: where it listens, once started
+        self.url = ""
+
+    async def start(self) -> None:
+        """Listens. `StartupError` names an address that is taken."""
+        routes = [
+            Route("/livez", self._livez),
+            Route("/readyz", self._readyz),
+            Route("/health", self._health),
+            Route("/healthz", self._health),
+        ]
+        wanted = self._metrics_port
+        scrape = [Route(path, self._scrape) for path in {"/metrics", wanted.path}] if wanted.enabled else []
+        port = await self._listen(self._http.port, [*routes, *scrape])
+        self.url = f"http://{self._http.host}:{port}"
+        if wanted.enabled and wanted.port is not None and wanted.port != self._http.port:
+            await self._listen(wanted.port, scrape)
+
+    async def _listen(self, port: int, routes: list[Route]) -> int:
+        host = self._http.host
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        listener = socket.socket(family, socket.SOCK_STREAM)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listener.bind((host, port))
+        except OSError as error:
+            listener.close()
+            await self.stop()
+            raise StartupError(
+                f"cannot listen on {host}:{port}: {error.strerror}. Set http.port (0: any free one) or stop who has it."
+            ) from None
+        config = uvicorn.Config(
+            Starlette(routes=routes), lifespan="off", log_config=None, access_log=False, timeout_graceful_shutdown=1
+        )
+        server = _Server(config)
+        task = asyncio.create_task(server.serve([listener]), name="http")
+        self._servers.append((server, task))
+        while not server.started and not task.done():
+            await asyncio.sleep(0.002)
+        return int(listener.getsockname()[1])
+
+    async def stop(self) -> None:
+        """Lets requests under way finish, for a second."""
+        servers, self._servers = self._servers, []
+        for server, _ in servers:
+            server.should_exit = True
+        await asyncio.gather(*(task for _, task in servers), return_exceptions=True)
+
+    async def _livez(self, _: Request) -> Response:
+        return Response(b"ok\n", media_type="text/plain")
+
+    async def _readyz(self, _: Request) -> Response:
+        missing = self._status.snapshot().not_ready
+        body = encode({"ready": not missing, "not_ready": missing})
+        return Response(body, 503 if missing else 200, media_type=JSON)
+
+    async def _health(self, _: Request) -> Response:
+        snapshot = self._status.snapshot()
+        return Response(encode(snapshot), 200 if snapshot.status in ("healthy", "degraded") else 503, media_type=JSON)
+
+    async def _scrape(self, _: Request) -> Response:
+        return Response(self._metrics.render(), media_type=CONTENT_TYPE)
+
+
+class _Server(uvicorn.Server):
+    """uvicorn, but the signals are the daemon's."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield

@@ -1,0 +1,233 @@
+"""Every metric there is, and how it is counted.
+
+`METRICS` is the one list: nothing else may be counted, and the documentation is made from it. Base units underneath (seconds, bytes,
+ratios); the names of the runbook that are in other units are recording rules. No session, task or request id is ever a label.
+
+aioprometheus renders; it does not escape label values, so a hostile one could forge a metric: `SafeText` does. Counting goes around its
+dictionaries (a label set is serialised on every call there): a child keeps its own numbers and hands them over when they are read.
+"""
+
+from __future__ import annotations
+
+import os
+from bisect import bisect_left
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import aioprometheus
+import aioprometheus.histogram
+from aioprometheus.formats.text import TextFormatter
+
+Labels = tuple[tuple[str, str], ...]
+
+LATENCY_S = (0.0005, 0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
+BATCH = (1, 2, 5, 10, 20, 30, 50, 70, 100)
+#: label sets of one metric; more is a bug that would eat Prometheus
+CHILDREN_MAX = 500
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One line of the list. `born` are the label values that exist from the start, at 0: a rate needs a zero to grow from."""
+
+    name: str
+    kind: Literal["counter", "gauge", "histogram"]
+    help: str
+    labels: tuple[str, ...] = ()
+    buckets: tuple[float, ...] = LATENCY_S
+    born: tuple[tuple[str, ...], ...] = ()
+
+
+METRICS: tuple[Metric, ...] = (
+    Metric("if_actor_messages_total", "counter", "Messages handled, by what became of them.", ("actor", "verb", "outcome")),
+    Metric("if_actor_handling_seconds", "histogram", "From receiving a message to its answer.", ("actor", "verb")),
+    Metric("if_actor_restarts_total", "counter", "Times that an actor was started again.", ("actor",)),
+    Metric("if_actor_mailbox_depth", "gauge", "Messages that wait to be handled.", ("actor",)),
+    Metric("if_actor_in_flight", "gauge", "Messages being handled.", ("actor",)),
+    Metric("if_actor_dropped_total", "counter", "Messages that were not handled, by why.", ("actor", "why")),
+    Metric("if_coordinator_claim_latency_seconds", "histogram", "From receiving claim or next to the grant."),
+    Metric(
+        "if_coordinator_claims_total", "counter", "Claims asked for, by what became of them.", ("outcome",),
+        born=(("granted",), ("again",), ("taken",), ("none",), ("refused",), ("error",)),
+    ),
+    Metric("if_coordinator_cas_failures_total", "counter", "Commits that found something changed and were decided again."),
+    Metric("if_coordinator_expired_total", "counter", "Claims that ended with their session, deadline or incarnation."),
+    Metric("if_coordinator_active_tasks", "gauge", "Tasks that are claimed."),
+    Metric("if_coordinator_active_sessions", "gauge", "Sessions with a live lease."),
+    Metric("if_coordinator_tasks", "gauge", "Tasks on the board, by state.", ("state",)),
+    Metric("if_coordinator_waiters", "gauge", "Sessions that wait for a task in a long poll."),
+    Metric("if_coordinator_event_bus_health", "gauge", "1 while etcd answers, else 0."),
+    Metric("if_coordinator_events_published_total", "counter", "Events that this daemon appended to the journal."),
+    Metric("if_coordinator_event_lag_seconds", "gauge", "How far the event publisher is behind the last commit it saw."),
+    Metric("if_store_commit_batch_size", "histogram", "Requests in one transaction of the group commit.", buckets=BATCH),
+    Metric("if_store_commit_seconds", "histogram", "One transaction of the group commit."),
+    Metric(
+        "if_store_commit_retries_total", "counter", "Requests sent again, by why.", ("why",), born=(("unknown",), ("refused",))
+    ),
+    Metric("if_store_attempts_failed_total", "counter", "Calls that an etcd endpoint did not answer."),
+    Metric("if_store_rotations_total", "counter", "Times that the daemon moved on to another etcd endpoint."),
+    Metric("if_bus_connected", "gauge", "1 while connected to NATS, else 0."),
+    Metric("if_bus_reconnects_total", "counter", "Times that the connection to NATS came back."),
+    Metric("if_bus_slow_consumers_total", "counter", "Messages that a full subscription dropped."),
+    Metric("if_bus_spoofed_replies_total", "counter", "Requests dropped because their reply subject is not an inbox."),
+    Metric("if_loop_lag_seconds", "gauge", "How late the event loop's last beat was."),
+    Metric("process_cpu_seconds_total", "counter", "User and system CPU time spent."),
+    Metric("process_resident_memory_bytes", "gauge", "Resident memory."),
+    Metric("process_open_fds", "gauge", "Open file descriptors."),
+    Metric("process_start_time_seconds", "gauge", "Start of the process since the epoch."),
+)  # fmt: skip
+
+
+class SafeText(TextFormatter):  # type: ignore[misc]
+    """aioprometheus's text format, with label values escaped as the format demands."""
+
+    def _format_line(self, name: str, labels: Any, value: Any, const_labels: Any) -> str:
+        escaped = {
+            key: str(text).replace("\\", "\\\\").replace("\n", "\\n").replace('"', '\\"')
+            for key, text in (labels or {}).items()
+        }
+        line: str = super()._format_line(name, escaped, value, const_labels)
+        return line
+
+
+class Counter:
+    """Only grows."""
+
+    __slots__ = ("value",)
+
+    def __init__(self) -> None:
+        self.value: float = 0
+
+    def inc(self, amount: float = 1) -> None:
+        """Adds `amount`, which is not negative."""
+        self.value += amount
+
+    def raise_to(self, total: float) -> None:
+        """Takes over a total that is counted elsewhere."""
+        self.value = max(self.value, total)
+
+
+class Gauge:
+    """Goes up and down."""
+
+    __slots__ = ("value",)
+
+    def __init__(self) -> None:
+        self.value: float = 0
+
+    def set(self, value: float) -> None:
+        """Says what it is now."""
+        self.value = value
+
+
+class Histogram:
+    """Counts observations by size."""
+
+    __slots__ = ("_bounds", "counts", "total")
+
+    def __init__(self, bounds: tuple[float, ...]) -> None:
+        self._bounds = bounds
+        self.counts = [0] * (len(bounds) + 1)
+        self.total = 0.0
+
+    def observe(self, value: float) -> None:
+        """Counts one."""
+        self.counts[bisect_left(self._bounds, value)] += 1
+        self.total += value
+
+    def rendered(self) -> aioprometheus.histogram.Histogram:
+        """As aioprometheus has it: cumulative."""
+        made = aioprometheus.histogram.Histogram(*self._bounds)
+        so_far = 0
+        for bound, count in zip(made.buckets, self.counts, strict=True):
+            so_far += count
+            made.buckets[bound] = so_far
+        made.observations, made.sum = so_far, self.total
+        return made
+
+
+Child = Counter | Gauge | Histogram
+_KINDS = {"counter": aioprometheus.Counter, "gauge": aioprometheus.Gauge, "histogram": aioprometheus.Histogram}
+
+
+@dataclass
+class _Family:
+    metric: Metric
+    collector: Any
+    children: dict[Labels, Child] = field(default_factory=dict)
+
+
+class Metrics:
+    """One registry. `before_render` are called before each reading, to bring gauges up to date."""
+
+    def __init__(self) -> None:
+        self._registry = aioprometheus.Registry()
+        self._families: dict[str, _Family] = {}
+        self.before_render: list[Callable[[], None]] = []
+        for metric in METRICS:
+            options = {"buckets": list(metric.buckets)} if metric.kind == "histogram" else {}
+            collector = _KINDS[metric.kind](metric.name, metric.help, registry=self._registry, **options)
+            self._families[metric.name] = _Family(metric, collector)
+            for values in metric.born if metric.labels else ((),):
+                self._child(metric.kind, metric.name, dict(zip(metric.labels, values, strict=True)))
+
+    def counter(self, name: str, **labels: str) -> Counter:
+        """The counter with these labels. The caller keeps it: looking it up costs more than counting."""
+        child = self._child("counter", name, labels)
+        assert isinstance(child, Counter)
+        return child
+
+    def gauge(self, name: str, **labels: str) -> Gauge:
+        """The gauge with these labels."""
+        child = self._child("gauge", name, labels)
+        assert isinstance(child, Gauge)
+        return child
+
+    def histogram(self, name: str, **labels: str) -> Histogram:
+        """The histogram with these labels."""
+        child = self._child("histogram", name, labels)
+        assert isinstance(child, Histogram)
+        return child
+
+    def _child(self, kind: str, name: str, labels: Mapping[str, str]) -> Child:
+        family = self._families.get(name)
+        assert family is not None, f"{name} is not in METRICS"
+        assert family.metric.kind == kind, f"{name} is a {family.metric.kind}"
+        assert set(labels) == set(family.metric.labels), f"{name} has the labels {family.metric.labels}"
+        key = tuple((label, labels[label]) for label in family.metric.labels)
+        child = family.children.get(key)
+        if child is None:
+            assert len(family.children) < CHILDREN_MAX, f"{name} has too many label sets"
+            child = (
+                {"counter": Counter, "gauge": Gauge}[kind]()
+                if kind != "histogram"
+                else Histogram(family.metric.buckets)
+            )
+            family.children[key] = child
+        return child
+
+    def render(self) -> bytes:
+        """The text format, version 0.0.4."""
+        self._read_process()
+        for update in self.before_render:
+            update()
+        for family in self._families.values():
+            for key, child in family.children.items():
+                value = child.rendered() if isinstance(child, Histogram) else child.value
+                family.collector.values[dict(key)] = value
+        text: bytes = SafeText().marshall(self._registry)
+        return text
+
+    def _read_process(self) -> None:
+        fields = Path("/proc/self/stat").read_text().rsplit(")", 1)[1].split()
+        ticks = os.sysconf("SC_CLK_TCK")
+        boot = next(line for line in Path("/proc/stat").read_text().splitlines() if line.startswith("btime"))
+        self.counter("process_cpu_seconds_total").raise_to((int(fields[11]) + int(fields[12])) / ticks)
+        self.gauge("process_start_time_seconds").set(int(boot.split()[1]) + int(fields[19]) / ticks)
+        self.gauge("process_resident_memory_bytes").set(int(fields[21]) * os.sysconf("SC_PAGE_SIZE"))
+        self.gauge("process_open_fds").set(len(os.listdir("/proc/self/fd")))
+
+
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
