@@ -55,7 +55,9 @@ class Fabric:
         """Makes sure that there are that many tasks more to claim."""
         first, self._tasks = self._tasks, self._tasks + count
         for at in range(first, self._tasks, BATCH):
-            await self._ask("submit", "bench", {"tasks": [{"id": f"T{n}"} for n in range(at, min(at + BATCH, self._tasks))]})
+            await self._ask(
+                "submit", "bench", {"tasks": [{"id": f"T{n}"} for n in range(at, min(at + BATCH, self._tasks))]}
+            )
 
     async def act(self, number: int) -> None:
         body = b'{"task":"T%d","request_id":"r%d"}' % (number, number)
@@ -91,9 +93,17 @@ class Direct:
         if self._same:
             receipt = self._prefix + b"receipt/%d" % number
             session = self._prefix + b"session"
-            compare.append(rpc.Compare(key=receipt, target=rpc.Compare.CREATE, result=rpc.Compare.EQUAL, create_revision=0))
-            compare.append(rpc.Compare(key=session, target=rpc.Compare.LEASE, result=rpc.Compare.EQUAL, lease=self._lease))
-            record = b'{"spec":{"id":"T1"},"state":"claimed","body":"0123456789abcdef0123456789abcdef",' + b'"history":' + b'"x"' * 60
+            compare.append(
+                rpc.Compare(key=receipt, target=rpc.Compare.CREATE, result=rpc.Compare.EQUAL, create_revision=0)
+            )
+            compare.append(
+                rpc.Compare(key=session, target=rpc.Compare.LEASE, result=rpc.Compare.EQUAL, lease=self._lease)
+            )
+            record = (
+                b'{"spec":{"id":"T1"},"state":"claimed","body":"0123456789abcdef0123456789abcdef",'
+                + b'"history":'
+                + b'"x"' * 60
+            )
             puts = [
                 rpc.RequestOp(request_put=rpc.PutRequest(key=key, value=record)),
                 rpc.RequestOp(request_put=rpc.PutRequest(key=receipt, value=record[:120], lease=self._lease)),
@@ -145,7 +155,9 @@ async def main() -> None:
                 closed[name].append(CLOSED / (asyncio.get_running_loop().time() - began))
         print(f"ready after {where.ready_s:.2f} s")
         for name in sides:
-            print(f"{name:>7}: alone p50 {statistics.median(alone[name]):.3f} ms, closed loop {statistics.median(closed[name]):,.0f} /s")
+            print(
+                f"{name:>7}: alone p50 {statistics.median(alone[name]):.3f} ms, closed loop {statistics.median(closed[name]):,.0f} /s"
+            )
         knees = {}
         for name, side in sides.items():
             knees[name], lines = await knee(side, counters[name])

@@ -17,7 +17,9 @@ async def main() -> None:
     for _ in range(ROUNDS):
         async with stand() as where:
             ready.append(where.ready_s)
-    print(f"ready after {statistics.median(ready):.2f} s (median of {ROUNDS}, worst {max(ready):.2f}), embedded servers included")
+    print(
+        f"ready after {statistics.median(ready):.2f} s (median of {ROUNDS}, worst {max(ready):.2f}), embedded servers included"
+    )
     async with stand() as where:
         await asyncio.sleep(5)
         processes = {"daemon": where.pid, **children(where.pid)}

@@ -99,7 +99,9 @@ async def closed_loop(act: Callable[[int], Awaitable[None]], numbers: Iterator[i
     return sorted(taken)
 
 
-async def open_loop(act: Callable[[int], Awaitable[None]], numbers: Iterator[int], rate: float, seconds: float) -> list[float]:
+async def open_loop(
+    act: Callable[[int], Awaitable[None]], numbers: Iterator[int], rate: float, seconds: float
+) -> list[float]:
     """Acts that are due at a steady rate, whatever becomes of the earlier ones. Latency counts from when an act was *due*."""
     taken: list[float] = []
     tasks: set[asyncio.Task[None]] = set()

@@ -13,6 +13,7 @@ import secrets
 import time
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Protocol, TypeVar
 
 T = TypeVar("T")
@@ -62,6 +63,7 @@ class SystemClock:
         return secrets.token_urlsafe(16)
 
 
+@lru_cache(maxsize=256)
 def rfc3339(wall_ms: int) -> str:
     """Milliseconds since the epoch as ``2026-11-24T09:30:00.123Z``."""
     return datetime.fromtimestamp(wall_ms / 1000, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import nats.errors
 from nats.aio.client import Client
@@ -20,11 +20,11 @@ from nats.micro.service import Endpoint as MicroEndpoint
 from nats.micro.service import EndpointConfig, ServiceConfig
 from nats.micro.service import Service as Micro
 
-from ifabric.bus.base import Endpoint, Headers, Incoming
+from ifabric.bus.base import Endpoint, Incoming
 from ifabric.clock import monotonic
 
-if TYPE_CHECKING:
-    from ifabric.bus.nats import Delivery
+#: makes a request of a message, or refuses it; the function is told when it was answered: (began, error or None)
+Admit = Callable[[Msg, Callable[[float, str | None], None]], Incoming | None]
 
 
 class DirectQueue:
@@ -47,33 +47,6 @@ class DirectQueue:
         return await asyncio.get_running_loop().create_future()
 
 
-class _Served:
-    """A request under way: the answer ends its measurement."""
-
-    __slots__ = ("_began", "_delivery", "_endpoint", "data", "headers", "reply", "subject")
-
-    def __init__(self, endpoint: ConcurrentEndpoint, delivery: Delivery) -> None:
-        self._endpoint = endpoint
-        self._delivery = delivery
-        self._began = monotonic()
-        self.subject = delivery.subject
-        self.data = delivery.data
-        self.reply = delivery.reply
-        self.headers = delivery.headers
-
-    async def respond(self, data: bytes, headers: Headers | None = None) -> None:
-        self._endpoint.answered(self._began, None)
-        await self._delivery.respond(data, headers)
-
-    async def respond_error(self, status: int, sentence: str, data: bytes) -> None:
-        self._endpoint.answered(self._began, f"{status}:{sentence}")
-        await self._delivery.respond_error(status, sentence, data)
-
-    def drop(self) -> None:
-        self._endpoint.answered(self._began, None)
-        self._delivery.drop()
-
-
 class ConcurrentEndpoint(MicroEndpoint):  # type: ignore[misc]
     """An endpoint whose requests do not wait for each other."""
 
@@ -81,7 +54,7 @@ class ConcurrentEndpoint(MicroEndpoint):  # type: ignore[misc]
         self,
         service: Micro,
         config: EndpointConfig,
-        admit: Callable[[Msg], Delivery | None],
+        admit: Admit,
         sink: Callable[[Incoming], None],
     ) -> None:
         super().__init__(service, config)
@@ -101,10 +74,10 @@ class ConcurrentEndpoint(MicroEndpoint):  # type: ignore[misc]
             await subscription.drain()
 
     def _take(self, msg: Msg) -> None:
-        delivery = self._admit(msg)
-        if delivery is not None:
+        incoming = self._admit(msg, self.answered)
+        if incoming is not None:
             self._num_requests += 1
-            self._sink(_Served(self, delivery))
+            self._sink(incoming)
 
     def answered(self, began: float, error: str | None) -> None:
         """Counts an answer. ADR-32 wants nanoseconds."""
@@ -118,9 +91,7 @@ class ConcurrentEndpoint(MicroEndpoint):  # type: ignore[misc]
 class MicroService(Micro):  # type: ignore[misc]
     """A discoverable service of concurrent endpoints."""
 
-    def __init__(
-        self, client: Client, name: str, version: str, description: str, admit: Callable[[Msg], Delivery | None]
-    ) -> None:
+    def __init__(self, client: Client, name: str, version: str, description: str, admit: Admit) -> None:
         metadata = {"protocol_version": "1"}
         super().__init__(client, ServiceConfig(name, version, description, metadata, queue_group=name))
         self._admit = admit

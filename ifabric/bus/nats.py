@@ -24,7 +24,7 @@ from nats.aio.msg import Msg
 from ifabric.bus.base import Answer, Endpoint, Headers, Incoming, Journal, JournalSpec, Service, Subscription
 from ifabric.bus.journal import JetStreamJournal, open_journal
 from ifabric.bus.micro import MicroService
-from ifabric.clock import Clock
+from ifabric.clock import Clock, monotonic
 from ifabric.errors import BadRequest, FabricError, Forbidden, TooLarge, Unavailable, Unreachable
 from ifabric.wire import subjects
 
@@ -67,29 +67,39 @@ def translate(error: Exception) -> FabricError:
 class Delivery:
     """A message from NATS, to be answered at most once."""
 
-    __slots__ = ("_bus", "_done", "data", "headers", "reply", "subject")
+    __slots__ = ("_answered", "_began", "_bus", "_done", "data", "headers", "reply", "subject")
 
-    def __init__(self, bus: Nats, msg: Msg) -> None:
+    def __init__(self, bus: Nats, msg: Msg, answered: Callable[[float, str | None], None] | None = None) -> None:
         self._bus = bus
         self._done = False
+        #: the endpoint's statistics, told when the answer goes out
+        self._answered = answered
+        self._began = monotonic() if answered is not None else 0.0
         self.subject: str = msg.subject
         self.data: bytes = msg.data
         self.reply: str = msg.reply
         self.headers: Headers = msg.headers or NO_HEADERS
 
     async def respond(self, data: bytes, headers: Headers | None = None) -> None:
-        assert not self._done, "a message is answered once"
         if len(data) > self._bus.max_payload_bytes:
             raise TooLarge(f"the answer has {len(data)} bytes, more than NATS carries")
-        self._done = True
+        self._end(None)
         if self.reply:
             await self._bus.publish(self.reply, data, headers)
 
     async def respond_error(self, status: int, sentence: str, data: bytes) -> None:
-        await self.respond(data, error_headers(status, sentence))
+        self._end(f"{status}:{sentence}")
+        if self.reply:
+            await self._bus.publish(self.reply, data, error_headers(status, sentence))
 
     def drop(self) -> None:
+        self._end(None)
+
+    def _end(self, error: str | None) -> None:
+        assert not self._done, "a message is answered once"
         self._done = True
+        if self._answered is not None:
+            self._answered(self._began, error)
 
 
 def error_headers(status: int, sentence: str) -> dict[str, str]:
@@ -251,12 +261,12 @@ class Nats:
             raise translate(error) from None
         return service
 
-    def _admit(self, msg: Msg) -> Delivery | None:
+    def _admit(self, msg: Msg, answered: Callable[[float, str | None], None]) -> Delivery | None:
         """A request to be handed over; None when its answer would go where it must not."""
         if msg.reply and not subjects.may_answer(msg.reply):
             self.spoofed += 1
             return None
-        return Delivery(self, msg)
+        return Delivery(self, msg, answered)
 
     async def journal(self, spec: JournalSpec) -> Journal:
         journal: JetStreamJournal = await open_journal(self._client, spec)

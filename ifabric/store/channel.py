@@ -50,7 +50,10 @@ class Channel:
         self._channel = channel
         kv, lease, maintenance = rpc.KVStub(channel), rpc.LeaseStub(channel), rpc.MaintenanceStub(channel)
         self.range: Any = kv.Range
-        self.txn: Any = kv.Txn
+        #: takes bytes: see `ifabric.store.encoding`
+        self.txn: Any = channel.unary_unary(
+            "/etcdserverpb.KV/Txn", request_serializer=_as_it_is, response_deserializer=rpc.TxnResponse.FromString
+        )
         self.grant: Any = lease.LeaseGrant
         self.revoke: Any = lease.LeaseRevoke
         self.keep_alive: Any = lease.LeaseKeepAlive
@@ -74,6 +77,10 @@ def open_channel(endpoint: str, settings: EtcdSettings) -> Channel:
         )
         return Channel(endpoint, grpc.aio.secure_channel(target, credentials, options=OPTIONS))
     return Channel(endpoint, grpc.aio.insecure_channel(target, options=OPTIONS))
+
+
+def _as_it_is(message: bytes) -> bytes:
+    return message
 
 
 def _pem(path: str | None, name: str) -> bytes | None:

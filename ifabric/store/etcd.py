@@ -22,21 +22,18 @@ from ifabric.errors import FabricError, Forbidden, StoreFull, Unavailable, Unrea
 from ifabric.store.base import (
     KV,
     Batch,
-    Compare,
-    Delete,
     Deleted,
     Done,
     Get,
     Got,
     Health,
-    Op,
     Put,
-    Target,
     Txn,
     TxnRefused,
     TxnResult,
 )
 from ifabric.store.channel import Channel, EtcdSettings, open_channel
+from ifabric.store.encoding import encode_txn
 from ifabric.store.keepalive import KeepAlives
 from ifabric.store.watch import Watch
 
@@ -208,46 +205,7 @@ class Etcd:
         return Health(status.version, status.header.revision, status.leader, status.dbSize, names)
 
 
-# -- to and from etcd's messages: the hot path ------------------------------------------------------------------------
-
-_OPS = {
-    Op.EQUAL: rpc.Compare.EQUAL,
-    Op.NOT_EQUAL: rpc.Compare.NOT_EQUAL,
-    Op.GREATER: rpc.Compare.GREATER,
-    Op.LESS: rpc.Compare.LESS,
-}
-_TARGETS = {
-    Target.VALUE: (rpc.Compare.VALUE, "value"),
-    Target.CREATE: (rpc.Compare.CREATE, "create_revision"),
-    Target.MOD: (rpc.Compare.MOD, "mod_revision"),
-    Target.VERSION: (rpc.Compare.VERSION, "version"),
-    Target.LEASE: (rpc.Compare.LEASE, "lease"),
-}
-
-
-def _compare(compare: Compare) -> Any:
-    target, field = _TARGETS[compare.target]
-    return rpc.Compare(key=compare.key, result=_OPS[compare.op], target=target, **{field: compare.value})
-
-
-def _op(op: Put | Delete | Get | Txn) -> Any:
-    kind = type(op)
-    if kind is Put:
-        return rpc.RequestOp(request_put=rpc.PutRequest(key=op.key, value=op.value, lease=op.lease))  # type: ignore[union-attr]
-    if kind is Txn:
-        return rpc.RequestOp(request_txn=encode_txn(op))  # type: ignore[arg-type]
-    if kind is Get:
-        return rpc.RequestOp(request_range=rpc.RangeRequest(key=op.key, range_end=op.end, limit=op.limit))  # type: ignore[union-attr]
-    return rpc.RequestOp(request_delete_range=rpc.DeleteRangeRequest(key=op.key, range_end=op.end))  # type: ignore[union-attr]
-
-
-def encode_txn(txn: Txn) -> Any:
-    """Etcd's message for a transaction."""
-    return rpc.TxnRequest(
-        compare=[_compare(compare) for compare in txn.compares],
-        success=[_op(op) for op in txn.then],
-        failure=[_op(op) for op in txn.otherwise],
-    )
+# -- from etcd's messages: the hot path ------------------------------------------------------------------------
 
 
 def _result(txn: Txn, answer: Any, revision: int) -> TxnResult:

@@ -32,7 +32,7 @@ Account = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_-]{1,64}(/[A-Za-z0-9_-]{1,64
 Ttl = Annotated[int, Meta(ge=TTL_MIN_S, le=TTL_MAX_S, description="seconds")]
 
 
-class TaskSpec(Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
+class TaskSpec(Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True, gc=False):
     """What a task is, as submitted. It never changes."""
 
     id: TaskId

@@ -68,7 +68,7 @@ class Coordinator(Actor):
             max_bytes=events.max_bytes,
             replicas=events.replicas,
         )
-        self._publisher = Publisher(store, context.bus, journal, clock, metrics, name=clock.token())
+        self._publisher = Publisher(self._office, journal, metrics, name=clock.token())
 
     async def start(self) -> None:
         await self._feed.load()

@@ -17,7 +17,7 @@ from typing import NamedTuple
 from sortedcontainers import SortedDict, SortedKeyList
 
 from ifabric.wire.coordinator import STATES, State
-from ifabric_actors.coordinator.records import Seat, Stored
+from ifabric_actors.coordinator.records import Seat, Stored, Task
 
 #: deletions remembered, so that a late read cannot bring a key back
 GRAVES_MAX = 10_000
@@ -48,6 +48,8 @@ class Board:
     def __init__(self, on_change: Callable[[Change], None], on_gone: Callable[[str, int], None]) -> None:
         self._on_change = on_change
         self._on_gone = on_gone
+        #: what this daemon is committing right now, as bytes and as a record: its echo from the watch need not be read
+        self.expected: dict[str, tuple[bytes, Task]] = {}
         #: everything at or below this revision is known
         self.revision = 0
         self.tasks: SortedDict[str, Stored] = SortedDict()

@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 
 import msgspec
-from ifabric.metrics import Metrics
 
 from ifabric.actor.base import Caller
 from ifabric.errors import ClaimTaken, FabricError, NoTaskMatches, SessionLost, Unavailable, UnknownTask
+from ifabric.metrics import Metrics
 from ifabric.store.base import Get, Got, Put, leased
 from ifabric.wire import coordinator as wire
 from ifabric.wire.envelope import Mutation

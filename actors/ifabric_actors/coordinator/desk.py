@@ -2,7 +2,7 @@
 
 A plan says which records to write and what it saw of them. It becomes one request of the group commit: every record unchanged since,
 every further condition, no receipt yet under this request id; then the records, the receipt with the answer, and what else the plan
-puts. When it does not go through, the same round trip has read what is there instead, so the next decision is made on the truth.
+puts. When it does not go through, what is there instead is read, so the next decision is made on the truth.
 
 *A grant is confirmed by its compares, a refusal by a read.* The board may be a moment behind, so a refusal that was decided on it is
 not spoken until the keys it depends on, and the request's receipt, have been read from etcd.
@@ -15,11 +15,11 @@ from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import msgspec
-from ifabric.metrics import Metrics
 
 from ifabric.actor.base import Caller
 from ifabric.clock import Clock
 from ifabric.errors import FabricError, Overloaded
+from ifabric.metrics import Metrics
 from ifabric.store.base import KV, Compare, Delete, Get, Got, Put, TxnRefused, absent, unchanged
 from ifabric.store.commit import Committer, Outcome, Request
 from ifabric.wire.envelope import Mutation
@@ -111,7 +111,7 @@ class Desk:
         self, caller: Caller, message: Mutation, plan: Plan, task_ids: tuple[str, ...]
     ) -> Committed | Replayed | None:
         """One commit. None: something had changed, and the board knows it now."""
-        request, receipt = await self._request(caller, message, plan, task_ids)
+        request, receipt = await self._request(caller, message, plan)
         turn = asyncio.get_running_loop().create_future()
         for task_id in task_ids:
             self._turns[task_id] = turn
@@ -127,6 +127,8 @@ class Desk:
                 if self._turns.get(task_id) is turn:
                     del self._turns[task_id]
             turn.set_result(None)
+            for write in plan.writes:
+                self._board.expected.pop(write.task_id, None)
         if outcome.succeeded:
             self._take_in(plan.writes, outcome)
             reads = (
@@ -134,7 +136,7 @@ class Desk:
             )
             return Committed(plan, outcome.revision, reads)
         self._cas_failures.inc()
-        return self._learn(request.otherwise, outcome, caller, message)
+        return await self.look(caller, message, task_ids)
 
     async def look(self, caller: Caller, message: Mutation, task_ids: Iterable[str]) -> Replayed | None:
         """Reads the tasks, the caller's session and the request's receipt from etcd, together with other requests."""
@@ -170,15 +172,15 @@ class Desk:
             while (turn := self._turns.get(task_id)) is not None:
                 await turn
 
-    async def _request(
-        self, caller: Caller, message: Mutation, plan: Plan, task_ids: tuple[str, ...]
-    ) -> tuple[Request, Put | None]:
+    async def _request(self, caller: Caller, message: Mutation, plan: Plan) -> tuple[Request, Put | None]:
         compares = [*plan.compares]
         then: list[Put | Delete | Get] = []
         for write in plan.writes:
             key = records.task_key(write.task_id)
+            value = records.encode(write.task)
             compares.append(unchanged(key, write.seen))
-            then.append(Put(key, records.encode(write.task)))
+            then.append(Put(key, value))
+            self._board.expected[write.task_id] = (value, write.task)
         then += plan.others
         receipt = None
         if message.request_id is not None:
@@ -189,8 +191,7 @@ class Desk:
             then.append(receipt)
         witness = receipt or next((op for op in then if type(op) is Put), None)
         then += plan.reads
-        concerns = self._concerns(caller, message, task_ids)
-        return Request(tuple(compares), tuple(then), concerns, caller.session, witness), receipt
+        return Request(tuple(compares), tuple(then), (), caller.session, witness), receipt
 
     @staticmethod
     def _concerns(caller: Caller, message: Mutation, task_ids: Iterable[str]) -> tuple[Get, ...]:

@@ -1,14 +1,18 @@
-"""Keeps the board up to date with etcd: one listing at a revision, then the watch from there on."""
+"""Keeps the board up to date with etcd: one listing at a revision, then the watch from there on.
+
+The watch of a daemon is read once, for everybody: the event publisher taps it.
+"""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 
 from ifabric.errors import Unavailable
 from ifabric.store.base import KV, Batch, Event, Store, prefix_end
 from ifabric_actors.coordinator import records
 from ifabric_actors.coordinator.board import Board
+from ifabric_actors.coordinator.records import Stored, Task
 
 PREFIXES = (records.TASKS, records.SESSIONS, records.DEADLINES)
 PAGE = 2_000
@@ -23,6 +27,12 @@ class Feed:
         #: task -> lease of the claim's own deadline, while that lives
         self._deadlines = deadlines
         self._moved = asyncio.Event()
+        #: the newest revision of a task's key that was handed on
+        self.task_revision = 0
+        #: told of every change of a task's key after `task_revision`: (task, record or None when deleted, revision)
+        self.tap: Callable[[str, Task | None, int], None] | None = None
+        #: told when the past was compacted away
+        self.on_resync: Callable[[int], None] | None = None
 
     async def load(self) -> None:
         """Lists everything as of one revision."""
@@ -38,7 +48,7 @@ class Feed:
                     break
                 start = got.kvs[-1].key + b"\x00"
                 await asyncio.sleep(0)
-        self._board.revision = revision
+        self._board.revision = self.task_revision = revision
 
     async def follow(self) -> None:
         """Never returns while the store lives."""
@@ -67,27 +77,44 @@ class Feed:
 
     def _take(self, event: Event) -> None:
         if not event.deleted:
-            self._present(event.kv)
+            task = self._present(event.kv)
+            if task is not None:
+                self.task_revision = event.kv.mod_revision
+                if self.tap is not None:
+                    self.tap(task.spec.id, task, event.kv.mod_revision)
             return
         key, revision = event.kv.key, event.kv.mod_revision
         if key.startswith(records.TASKS):
-            self._board.forget(key[len(records.TASKS) :].decode(), revision)
+            task_id = key[len(records.TASKS) :].decode()
+            self._board.forget(task_id, revision)
+            self.task_revision = revision
+            if self.tap is not None:
+                self.tap(task_id, None, revision)
         elif key.startswith(records.SESSIONS):
             self._board.unseat(key[len(records.SESSIONS) :].decode(), revision)
         else:
             self._deadlines.pop(key[len(records.DEADLINES) :].decode(), None)
 
-    def _present(self, kv: KV) -> None:
+    def _present(self, kv: KV) -> Task | None:
+        """Takes a key in; the task when it is one's."""
         key = kv.key
         if key.startswith(records.TASKS):
             task_id = key[len(records.TASKS) :].decode()
             known = self._board.tasks.get(task_id)
-            if known is None or known.mod_revision < kv.mod_revision:  # our own commits are known already
-                self._board.put(task_id, records.stored(kv))
-        elif key.startswith(records.SESSIONS):
+            if known is not None and known.mod_revision == kv.mod_revision:
+                return known.task  # our own commit, which is known already
+            expected = self._board.expected.get(task_id)
+            if expected is not None and expected[0] == kv.value:
+                stored = Stored(expected[1], kv.mod_revision, kv.create_revision)
+            else:
+                stored = records.stored(kv)
+            self._board.put(task_id, stored)
+            return stored.task
+        if key.startswith(records.SESSIONS):
             self._board.seat(key[len(records.SESSIONS) :].decode(), records.seat(kv))
         else:
             self._deadlines[key[len(records.DEADLINES) :].decode()] = kv.lease
+        return None
 
     def _resync(self, batch: Batch) -> None:
         """The past was compacted away: what is not in the present is gone."""
@@ -100,3 +127,6 @@ class Feed:
             del self._deadlines[task_id]
         for event in batch.events:
             self._present(event.kv)
+        self.task_revision = batch.revision
+        if self.on_resync is not None:
+            self.on_resync(batch.revision)

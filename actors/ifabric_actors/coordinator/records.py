@@ -41,7 +41,7 @@ class Entry(msgspec.Struct, frozen=True, array_like=True, omit_defaults=True, gc
     request: str = ""
 
 
-class Task(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+class Task(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
     """A task's record. `spec.payload` is always None here: the payload has a key of its own."""
 
     spec: TaskSpec
@@ -66,7 +66,7 @@ class Task(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     fresh: int = 1
 
 
-class Session(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+class Session(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
     """A live session. Its lease is that of its key."""
 
     ttl_s: int
@@ -157,7 +157,8 @@ def body_digest(spec: TaskSpec) -> str:
 
 
 def receipt(message: Request, reply: Any) -> bytes:
-    return encode({"verb": message.verb, "digest": digest(message), "reply": reply})
+    """A `Receipt` as stored."""
+    return b'{"verb":"%b","digest":"%b","reply":%b}' % (message.verb.encode(), digest(message).encode(), encode(reply))
 
 
 def replayed(kv: KV, message: Request) -> msgspec.Raw:

@@ -10,9 +10,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable
 
-from ifabric.metrics import Metrics
-
 from ifabric.errors import FabricError
+from ifabric.metrics import Metrics
 from ifabric.store.base import Compare, Op, Target
 from ifabric_actors.coordinator import records, rules
 from ifabric_actors.coordinator.board import Change

@@ -1,0 +1,97 @@
+"""`ifabric run` and `ifabric check-config`."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+import msgspec
+from cyclopts import Parameter
+from rich.markup import escape
+
+from ifabric.cli.output import err, out, print_json
+from ifabric.config import Config
+from ifabric.errors import ConfigError, FabricError, Unreachable
+
+Configs = Annotated[
+    tuple[Path, ...],
+    Parameter(name=["--config", "-c"], negative="", help="A YAML file; several are merged, later ones win."),
+]
+
+
+def run(
+    *,
+    config: Configs = (),
+    state_dir: Annotated[Path | None, Parameter(help="Where data and endpoints.json live.")] = None,
+    actors: Annotated[str | None, Parameter(help="Which actors to host, separated by commas.")] = None,
+) -> int:
+    """Run a daemon until SIGTERM or Ctrl-C.
+
+    Without a configuration it starts an etcd and a nats-server of its own on loopback and keeps their data in its state directory.
+
+    Examples:
+        ifabric run
+        ifabric run --config /etc/infrafabric/fabric.yaml --actors coordinator
+    """
+    import uvloop
+
+    from ifabric import log
+    from ifabric.config_file import load
+    from ifabric.endpoints import default_state_dir
+    from ifabric.fabric import exit_code, serve
+
+    loaded, warnings = load(config, os.environ)
+    if actors:
+        loaded = msgspec.structs.replace(
+            loaded, actors=tuple(name.strip() for name in actors.split(",") if name.strip())
+        )
+    folder = state_dir or (Path(loaded.state_dir) if loaded.state_dir else default_state_dir())
+    logging = loaded.coordinator.logging
+    log.setup(logging.level, logging.format, logging.output)
+    for warning in warnings:
+        log.get().warning(warning)
+    try:
+        return uvloop.run(serve(loaded, state_dir=folder.resolve()))
+    except (Unreachable, FabricError) as error:
+        if isinstance(error, ConfigError):
+            raise
+        log.get().error("could not start", reason=str(error))
+        return exit_code(error)
+
+
+def check_config(*files: Path, json: bool = False) -> int:
+    """Say what is wrong with configuration files, by file, line and key; exit 2 if anything is.
+
+    Examples:
+        ifabric check-config config/fabric.yaml
+        ifabric check-config base.yaml production.yaml
+    """
+    from ifabric.config_file import load
+
+    try:
+        loaded, warnings = load(files, os.environ)
+    except ConfigError as error:
+        problems = error.message.splitlines()
+        if json:
+            print_json({"ok": False, "errors": problems})
+        else:
+            for line in problems:
+                err.print(f"[red]✘[/] {escape(line)}")
+        return 2
+    if json:
+        print_json({"ok": True, "warnings": warnings, "config": loaded})
+        return 0
+    for warning in warnings:
+        out.print(f"[yellow]![/] {escape(warning)}")
+    out.print(f"[green]✔[/] {len(files)} file(s), {_summary(loaded)}")
+    return 0
+
+
+def _summary(config: Config) -> str:
+    etcd = config.coordinator.etcd.endpoints
+    nats = config.nats.servers
+    return (
+        f"etcd {', '.join(etcd) if etcd else 'embedded'}, NATS {', '.join(nats) if nats else 'embedded'}, "
+        f"actors {', '.join(config.actors)}"
+    )
