@@ -149,5 +149,5 @@ class Bus(Protocol):
     ) -> Subscription:
         """Delivers messages to `handler` one after another. When it returns, the server knows the subscription."""
 
-    async def journal(self, spec: JournalSpec) -> Journal:
-        """The stream of `spec`, created if need be."""
+    async def journal(self, spec: JournalSpec | str) -> Journal:
+        """The stream of `spec`, created if need be; or, by its name, one that is there. Raises `Unavailable`."""

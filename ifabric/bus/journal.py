@@ -27,9 +27,15 @@ ACK_S = 5.0
 WINDOW = 64
 
 
-async def open_journal(client: Client, spec: JournalSpec) -> JetStreamJournal:
-    """The stream as specified, created or brought up to date. Raises `Unavailable`."""
+async def open_journal(client: Client, spec: JournalSpec | str) -> JetStreamJournal:
+    """The stream as specified, created or brought up to date; by name alone, as it is. Raises `Unavailable`."""
     context = client.jetstream(timeout=ACK_S)
+    if isinstance(spec, str):
+        try:
+            there = await context.stream_info(spec)
+        except (nats.errors.Error, OSError) as error:
+            raise _unavailable(error) from None
+        return JetStreamJournal(context, spec, there.state.last_seq)
     config = js.StreamConfig(
         name=spec.name,
         subjects=list(spec.subjects),

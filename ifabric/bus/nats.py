@@ -22,7 +22,7 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 
 from ifabric.bus.base import Answer, Endpoint, Headers, Incoming, Journal, JournalSpec, Service, Subscription
-from ifabric.bus.journal import JetStreamJournal, open_journal
+from ifabric.bus.journal import open_journal
 from ifabric.bus.micro import MicroService
 from ifabric.clock import Clock, monotonic
 from ifabric.errors import BadRequest, FabricError, Forbidden, TooLarge, Unavailable, Unreachable
@@ -268,9 +268,8 @@ class Nats:
             return None
         return Delivery(self, msg, answered)
 
-    async def journal(self, spec: JournalSpec) -> Journal:
-        journal: JetStreamJournal = await open_journal(self._client, spec)
-        return journal
+    async def journal(self, spec: JournalSpec | str) -> Journal:
+        return await open_journal(self._client, spec)
 
 
 def _mapping(headers: Mapping[str, str] | None) -> dict[str, str] | None:

@@ -1,0 +1,298 @@
+"""The SDK without `await`: for scripts, notebooks and the runbook.
+
+`SyncClient` runs a `Client` on a loop of its own in a background thread, so that renewals go on while the script computes.
+`EventBus` and `Coordinator` are the names that the runbook's inline scripts use; they work after a change of the import.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+import msgspec
+
+from ifabric.claims import Claim
+from ifabric.client import Client
+from ifabric.errors import ClaimTaken, FabricError, UnknownTask
+from ifabric.wire import coordinator as wire
+
+R = TypeVar("R")
+START_S = 10.0
+
+
+class Background:
+    """An event loop on a thread of its own."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="ifabric", daemon=True)
+        self._thread.start()
+
+    def run(self, coroutine: Coroutine[Any, Any, R]) -> R:
+        """Runs it there; returns or raises here."""
+        future = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
+        try:
+            return future.result()
+        except KeyboardInterrupt:
+            future.cancel()
+            raise
+
+    def close(self) -> None:
+        """Ends the loop and its thread. Twice is harmless."""
+        if not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self._loop.stop)
+            self._thread.join(START_S)
+            self._loop.close()
+
+
+class SyncClaim:
+    """A claim, for code without `await`. As a block it ends as `ifabric.Claim` does, but cannot interrupt the body when it is lost."""
+
+    def __init__(self, background: Background, claim: Claim) -> None:
+        self._background = background
+        self._claim = claim
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._claim, name)
+
+    @property
+    def is_lost(self) -> bool:
+        """Look now and then: what is brought back under a lost claim is refused."""
+        return self._claim.lost.is_set()
+
+    def complete(self, result: Any = None) -> wire.CompleteReply:
+        """The work is done. Raises `ClaimLost`."""
+        return self._background.run(self._claim.complete(result))
+
+    def fail(self, error: str, *, retry: bool = True) -> wire.FailReply:
+        """The attempt failed."""
+        return self._background.run(self._claim.fail(error, retry=retry))
+
+    def release(self, reason: str = "") -> wire.StateReply:
+        """Gives the task back."""
+        return self._background.run(self._claim.release(reason))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._claim.ended or self.is_lost:
+            return
+        if error is None:
+            self.complete()
+        else:
+            with contextlib.suppress(FabricError):  # the block's own exception is what matters
+                if isinstance(error, Exception):
+                    self.fail(f"{type(error).__name__}: {error}")
+                else:
+                    self.release(type(error).__name__)
+
+
+class SyncClient:
+    """`ifabric.Client`, blocking. The arguments are those of `Client.connect`."""
+
+    def __init__(
+        self,
+        nats: str | None = None,
+        *,
+        session: str | None = None,
+        capabilities: Iterable[str] = (),
+        account: str | None = None,
+        ttl_s: int | None = None,
+        timeout_s: float = 5.0,
+        state_dir: Path | None = None,
+    ) -> None:
+        self._background = Background()
+
+        async def make() -> Client:  # on the loop that it will live on
+            return Client.connect(
+                nats,
+                session=session,
+                capabilities=capabilities,
+                account=account,
+                ttl_s=ttl_s,
+                timeout_s=timeout_s,
+                state_dir=state_dir,
+            )
+
+        try:
+            self._client = self._background.run(make())
+        except BaseException:
+            self._background.close()
+            raise
+
+    def __enter__(self) -> Self:
+        try:
+            self._background.run(self._client.__aenter__())
+        except BaseException:
+            self._background.close()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            self._background.run(self._client.__aexit__(None, None, None))
+        finally:
+            self._background.close()
+
+    @property
+    def session(self) -> str:
+        """Who we are."""
+        return self._client.session
+
+    def tasks(self, *, wait_s: float = 20.0, until_empty: bool = False) -> Iterator[SyncClaim]:
+        """One claim after the other."""
+        claims: AsyncIterator[Claim] = self._client.tasks(wait_s=wait_s, until_empty=until_empty)
+
+        async def step() -> Claim | None:
+            return await anext(claims, None)
+
+        while (claim := self._background.run(step())) is not None:
+            yield SyncClaim(self._background, claim)
+
+    def claim(self, task: str) -> SyncClaim:
+        """Takes one task."""
+        return SyncClaim(self._background, self._background.run(self._client.claim(task)))
+
+    def next(self, *, wait_s: float = 0.0) -> SyncClaim:
+        """Takes the best task there is."""
+        return SyncClaim(self._background, self._background.run(self._client.next(wait_s=wait_s)))
+
+    def submit(self, tasks: Iterable[wire.TaskSpec | dict[str, Any]], *, done: Iterable[str] = ()) -> wire.SubmitReply:
+        """Creates tasks, all or none."""
+        return self._background.run(self._client.submit(tasks, done=done))
+
+    def get(self, task: str) -> wire.GetReply:
+        """One task with its history."""
+        return self._background.run(self._client.get(task))
+
+    def list(self, *, state: wire.State | None = None, limit: int = 100, after: str | None = None) -> wire.ListReply:
+        """A page of tasks."""
+        return self._background.run(self._client.list(state=state, limit=limit, after=after))
+
+    def cancel(self, task: str) -> wire.StateReply:
+        """Takes a task off the board."""
+        return self._background.run(self._client.operate(wire.Cancel, task))
+
+    def requeue(self, task: str) -> wire.StateReply:
+        """Puts a dead or cancelled task back."""
+        return self._background.run(self._client.operate(wire.Requeue, task))
+
+
+# -- the runbook's names --------------------------------------------------------------------------------------------------
+
+
+class EventBus:
+    """The connection of the runbook's scripts: ``EventBus('etcd', {...})``.
+
+    The daemon is found by ``config["nats"]``, ``$IFABRIC_NATS`` or this machine's endpoints.json. etcd's endpoints and certificates in the
+    config are accepted and not used: only the daemon talks to etcd, and no agent ever holds its credentials.
+    """
+
+    def __init__(self, backend: str = "etcd", config: Mapping[str, Any] | None = None) -> None:
+        if backend not in ("etcd", "nats"):
+            raise ValueError(f"there is no backend {backend!r}; the fabric is 'etcd' behind NATS")
+        given = config or {}
+        self._nats = ",".join(given["nats"]) if isinstance(given.get("nats"), list | tuple) else given.get("nats")
+        self._state_dir = Path(given["state_dir"]) if "state_dir" in given else None
+        self._sessions: dict[str, SyncClient] = {}
+        self.error = ""
+
+    def connect(self) -> bool:
+        """Whether a daemon can be reached; if not, `error` says why."""
+        try:
+            self.session("runbook")
+        except FabricError as error:
+            self.error = error.message
+            return False
+        return True
+
+    def session(self, name: str) -> SyncClient:
+        """The client of that session, kept and renewed until `close`."""
+        if name not in self._sessions:
+            self._sessions[name] = SyncClient(self._nats, session=name, state_dir=self._state_dir).__enter__()
+        return self._sessions[name]
+
+    def close(self) -> None:
+        """Ends every session."""
+        sessions, self._sessions = self._sessions, {}
+        for client in sessions.values():
+            client.__exit__(None, None, None)
+
+
+class Subscription:
+    """A callback that is told of events until `close`."""
+
+    def __init__(self, client: SyncClient, callback: Callable[[dict[str, Any]], None]) -> None:
+        self._background = client._background  # noqa: SLF001  one module
+        self._ready = threading.Event()
+
+        async def follow() -> None:
+            async with client._client.subscribe() as events:  # noqa: SLF001
+                self._ready.set()
+                async for event in events:
+                    callback(msgspec.to_builtins(event))
+
+        self._future = asyncio.run_coroutine_threadsafe(follow(), self._background._loop)  # noqa: SLF001
+        self._ready.wait(START_S)
+
+    def close(self) -> None:
+        """No call after this."""
+        self._future.cancel()
+
+
+class Coordinator:
+    """The runbook's calls, one for one."""
+
+    def __init__(self, bus: EventBus) -> None:
+        self._bus = bus
+
+    def claim_task(self, task: str, session: str) -> bool:
+        """Whether the session holds the task now. A task that nobody has submitted is submitted first."""
+        client = self._bus.session(session)
+        try:
+            client.claim(task)
+        except UnknownTask:
+            client.submit([wire.TaskSpec(id=task)])
+            return self.claim_task(task, session)
+        except ClaimTaken:
+            return False
+        return True
+
+    def release_task(self, task: str, session: str) -> bool:
+        """Whether the session held the task and gave it back."""
+        return self._end(task, session, "release")
+
+    def complete_task(self, task: str, session: str, result: Any = None) -> bool:
+        """Whether the session held the task and completed it."""
+        return self._end(task, session, "complete", result)
+
+    def fail_task(self, task: str, session: str, error: str = "failed") -> bool:
+        """Whether the session held the task and failed it."""
+        return self._end(task, session, "fail", error)
+
+    def _end(self, task: str, session: str, how: str, *arguments: Any) -> bool:
+        client = self._bus.session(session)
+        claim = client._client.claims.get(task)  # noqa: SLF001  one module
+        if claim is None:
+            return False
+        getattr(SyncClaim(client._background, claim), how)(*arguments)  # noqa: SLF001
+        return True
+
+    def get_task(self, task: str) -> dict[str, Any]:
+        """The task as plain data."""
+        found: dict[str, Any] = msgspec.to_builtins(self._bus.session("runbook").get(task))
+        return found
+
+    def subscribe_task_updates(self, callback: Callable[[dict[str, Any]], None]) -> Subscription:
+        """Calls back with every task event from now on, as plain data, on a thread of its own."""
+        return Subscription(self._bus.session("runbook"), callback)
