@@ -102,7 +102,7 @@ class Client:
         Entering raises `Unreachable` when there is nobody.
         """
         clock = SystemClock()
-        urls = nats or os.environ.get("IFABRIC_NATS") or _local(state_dir)
+        urls = address_of(nats, state_dir)
         name = session or os.environ.get("IFABRIC_SESSION") or _name(clock)
         subjects.request("coordinator", "hello", name)  # refuses a malformed one by name, before anything is sent
         settings = NatsSettings(servers=tuple(urls.split(",")), name=f"ifabric {name}", connect_timeout_s=timeout_s)
@@ -388,7 +388,11 @@ def _read(message: Request, answer: Answer) -> Any:
     return reply
 
 
-def _local(state_dir: Path | None) -> str:
+def address_of(nats: str | None, state_dir: Path | None) -> str:
+    """NATS's URLs: as given, of the environment, or of this machine's daemon. `Unreachable` when there is none."""
+    given = nats or os.environ.get("IFABRIC_NATS")
+    if given:
+        return given
     folder = state_dir or endpoints.default_state_dir()
     found = endpoints.read(folder)
     if found is None:

@@ -112,18 +112,29 @@ def test_imports_point_one_way(path: Path) -> None:
         if not under(other, "ifabric") and not under(other, "ifabric_actors"):
             continue
         if under(name, "ifabric_actors"):
-            assert under(other, "ifabric_actors", *FOR_RESIDENTS), f"a resident may not import {other}: see FOR_RESIDENTS"
+            assert under(other, "ifabric_actors", *FOR_RESIDENTS), (
+                f"a resident may not import {other}: see FOR_RESIDENTS"
+            )
             continue
         assert not under(other, "ifabric_actors"), "the fabric never imports a resident: name it in the config"
-        assert rank(other) <= rank(name) or other == "ifabric", f"{name} (rank {rank(name)}) imports {other}, which is above it"
+        assert rank(other) <= rank(name) or other == "ifabric", (
+            f"{name} (rank {rank(name)}) imports {other}, which is above it"
+        )
         if not under(name, *COMPOSERS):
-            assert not under(other, *CONCRETE) or under(name, *CONCRETE), f"{name} names {other}: take the protocol instead"
+            assert not under(other, *CONCRETE) or under(name, *CONCRETE), (
+                f"{name} names {other}: take the protocol instead"
+            )
         if not under(name, "ifabric.testing"):
-            assert not under(other, "ifabric.testing"), "the twins are for tests: production code never imports ifabric.testing"
+            assert not under(other, "ifabric.testing"), (
+                "the twins are for tests: production code never imports ifabric.testing"
+            )
 
 
 def test_there_is_no_import_cycle() -> None:
-    graph = {module(path): {o for o in imports(path, runtime_only=True) if under(o, "ifabric", "ifabric_actors")} for path in FILES}
+    graph = {
+        module(path): {o for o in imports(path, runtime_only=True) if under(o, "ifabric", "ifabric_actors")}
+        for path in FILES
+    }
     for name, others in graph.items():
         others.discard(name)
         others.discard("ifabric")
@@ -159,14 +170,18 @@ def test_subjects_are_built_in_one_place(path: Path) -> None:
         return
     for node in ast.walk(tree(path)):
         if isinstance(node, ast.Constant) and isinstance(node.value, str) and "\n" not in node.value:
-            assert not re.match(r"if\.v1\.", node.value), f"line {node.lineno}: build subjects with ifabric.wire.subjects"
+            assert not re.match(r"if\.v1\.", node.value), (
+                f"line {node.lineno}: build subjects with ifabric.wire.subjects"
+            )
 
 
 @PATHS
 def test_decisions_do_not_wait(path: Path) -> None:
     if path.stem not in PURE:
         return
-    banned = [o for o in imports(path) if under(o, "asyncio", "ifabric.bus", "ifabric.store.etcd", "ifabric.store.commit")]
+    banned = [
+        o for o in imports(path) if under(o, "asyncio", "ifabric.bus", "ifabric.store.etcd", "ifabric.store.commit")
+    ]
     assert not banned, f"{path.stem} decides: {banned} belong to who carries it out"
     assert not any(isinstance(n, ast.AsyncFunctionDef) for n in ast.walk(tree(path))), "a decision has no await"
 
@@ -210,7 +225,20 @@ def test_nothing_is_left_for_later(path: Path) -> None:
 
 
 def test_the_top_level_holds_what_the_design_names() -> None:
-    allowed = {"ifabric", "actors", "config", "bench", "tests", "pyproject.toml", "justfile", "README.md", "uv.lock", "LICENSE"}
-    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=False).stdout.split("\n")
+    allowed = {
+        "ifabric",
+        "actors",
+        "config",
+        "bench",
+        "tests",
+        "pyproject.toml",
+        "justfile",
+        "README.md",
+        "uv.lock",
+        "LICENSE",
+    }
+    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=False).stdout.split(
+        "\n"
+    )
     extra = {name.split("/")[0] for name in listed if name and not name.startswith(".")} - allowed
     assert not extra, f"{extra} at the top level: the design names what may be there"

@@ -218,9 +218,13 @@ class Nats:
 
     # -- messages -------------------------------------------------------------------------------------------------------
 
-    async def publish(self, subject: str, data: bytes, headers: Headers | None = None) -> None:
+    def new_inbox(self) -> str:
+        """A subject that nobody else listens to, for answers that are more than one."""
+        return str(self._client.new_inbox())
+
+    async def publish(self, subject: str, data: bytes, headers: Headers | None = None, *, reply: str = "") -> None:
         try:
-            await self._client.publish(subject, data, headers=_mapping(headers))
+            await self._client.publish(subject, data, reply=reply, headers=_mapping(headers))
         except (nats.errors.Error, OSError) as error:
             raise translate(error) from None
 

@@ -306,6 +306,8 @@ REQUESTS: tuple[type[Request], ...] = tuple(REPLIES)
 EVENTS = (
     "submitted", "claimed", "renew_lost", "released", "expired", "completed", "failed", "dead", "unblocked", "cancelled",
 )  # fmt: skip
+#: and what protocol 1 gained since: put back by an operator, deleted, and "events were lost, list the board"
+FURTHER_EVENTS = ("requeued", "purged", "resync")
 
 
 class TaskEvent(Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -314,8 +316,10 @@ class TaskEvent(Struct, frozen=True, kw_only=True, omit_defaults=True):
     event: str
     at: str
     revision: int
-    task: str
-    state: State
+    #: absent on `resync` only
+    task: str = ""
+    #: the state after it; absent when the task is gone
+    state: State | None = None
     session: SessionId | None = None
     fence: int = 0
     attempt: int = 0

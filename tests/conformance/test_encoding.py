@@ -52,7 +52,8 @@ def message(txn: Txn) -> Any:
 
     return rpc.TxnRequest(
         compare=[
-            rpc.Compare(key=c.key, target=c.target.name, result=c.op.name, **{FIELDS[c.target]: c.value}) for c in txn.compares
+            rpc.Compare(key=c.key, target=c.target.name, result=c.op.name, **{FIELDS[c.target]: c.value})
+            for c in txn.compares
         ],
         success=[op(one) for one in txn.then],
         failure=[op(one) for one in txn.otherwise],

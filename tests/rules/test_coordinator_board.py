@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from ifabric_actors.coordinator.board import Board, Change
-from ifabric_actors.coordinator.records import Seat, Session, Stored, Task
 
 from ifabric.wire.coordinator import STATES, State, TaskSpec
+from ifabric_actors.coordinator.board import Board, Change
+from ifabric_actors.coordinator.records import Seat, Session, Stored, Task
 
 
 def board() -> Board:

@@ -6,12 +6,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
-from ifabric_actors.coordinator import rules
-from ifabric_actors.coordinator.records import Entry, Seat, Session, Task
 from msgspec.structs import replace
 
 from ifabric.errors import CapabilityMissing, ClaimLost, ClaimTaken, Cycle, NotClaimable, TooLarge
 from ifabric.wire.coordinator import STATES, TaskSpec
+from ifabric_actors.coordinator import rules
+from ifabric_actors.coordinator.records import Entry, Seat, Session, Task
 
 INCARNATION = 1
 BY = Entry(0, "submitted", "s")
@@ -27,9 +27,7 @@ def task(**spec: object) -> Task:
 
 
 def claim(of: Task, session: str = "alice", of_seat: Seat | None = None) -> Task:
-    return rules.claimed(
-        of, session, of_seat or seat(), incarnation=INCARNATION, deadline_lease=0, now=2, request="r"
-    )
+    return rules.claimed(of, session, of_seat or seat(), incarnation=INCARNATION, deadline_lease=0, now=2, request="r")
 
 
 def test_every_state_of_the_wire_is_in_the_table_and_leads_only_to_states_of_the_wire() -> None:
@@ -82,9 +80,18 @@ def test_the_fence_grows_with_every_grant_and_outgrows_a_restored_backup() -> No
         ("alice", rules.fence_of(1, 1), seat(lease=8), 1),
         ("alice", rules.fence_of(1, 1), seat(), 2),
     ],
-    ids=["another session", "another fence", "a fence of the future", "session gone", "session reborn", "after a restore"],
+    ids=[
+        "another session",
+        "another fence",
+        "a fence of the future",
+        "session gone",
+        "session reborn",
+        "after a restore",
+    ],
 )
-def test_who_does_not_hold_the_claim_is_told_so(session: str, fence: int, with_seat: Seat | None, incarnation: int) -> None:
+def test_who_does_not_hold_the_claim_is_told_so(
+    session: str, fence: int, with_seat: Seat | None, incarnation: int
+) -> None:
     with pytest.raises(ClaimLost) as refusal:
         rules.check_holder(claim(task()), session, fence, seat=with_seat, incarnation=incarnation)
     assert refusal.value.facts["fence"] == rules.fence_of(1, 1)
@@ -142,7 +149,9 @@ def test_a_done_task_stays_done() -> None:
         ([("a", ("b",)), ("b", ("c",)), ("c", ("b",))], ["b", "c", "b"]),
     ],
 )
-def test_a_circle_of_dependencies_is_refused_and_named(specs: list[tuple[str, tuple[str, ...]]], circle: list[str]) -> None:
+def test_a_circle_of_dependencies_is_refused_and_named(
+    specs: list[tuple[str, tuple[str, ...]]], circle: list[str]
+) -> None:
     with pytest.raises(Cycle) as refusal:
         rules.refuse_cycle([TaskSpec(id=i, depends_on=d) for i, d in specs])
     assert refusal.value.facts["cycle"] == circle

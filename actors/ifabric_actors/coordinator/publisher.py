@@ -22,7 +22,7 @@ from ifabric.metrics import Metrics
 from ifabric.store.base import Batch
 from ifabric.store.session import Session, elect
 from ifabric.wire import subjects
-from ifabric.wire.coordinator import EVENTS, TaskEvent
+from ifabric.wire.coordinator import EVENTS, FURTHER_EVENTS, TaskEvent
 from ifabric.wire.envelope import encode
 from ifabric_actors.coordinator import records
 from ifabric_actors.coordinator.office import Office
@@ -30,7 +30,7 @@ from ifabric_actors.coordinator.records import Task
 
 LEASE_S = 5
 #: the events that stand for a revision (`renew_lost` is an answer that somebody got, and was never committed)
-COMMITTED = (*(what for what in EVENTS if what != "renew_lost"), "requeued", "purged", "resync")
+COMMITTED = tuple(what for what in (*EVENTS, *FURTHER_EVENTS) if what != "renew_lost")
 APPEND_MAX = 256
 #: events that come this close together are appended together: acknowledging each would cost more than committing it
 GATHER_S = 0.005

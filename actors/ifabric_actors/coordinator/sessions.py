@@ -16,7 +16,10 @@ from ifabric.wire.envelope import MSG_ID_HEADER, encode
 from ifabric_actors.coordinator import records, rules
 from ifabric_actors.coordinator.desk import Committed, Plan, Replayed, Write
 from ifabric_actors.coordinator.office import Office
-from ifabric_actors.coordinator.records import Seat, Session
+from ifabric_actors.coordinator.records import Seat, Session, Task
+
+#: how a claim ends; `expired` also names the holder, but is not its doing
+_ENDS = ("completed", "failed", "released", "expired", "cancelled")
 
 
 class Sessions:
@@ -89,6 +92,8 @@ class Sessions:
         for held in message.claims:
             if not self._is_held(held.task, session, held.fence):
                 known = board.tasks.get(held.task)
+                if known is not None and known.task.fence == held.fence and _ended_by(known.task, session):
+                    continue
                 off = known is not None and known.task.state == "cancelled" and known.task.fence == held.fence
                 (cancelled if off else lost).append(held)
         for held in lost:
@@ -149,3 +154,9 @@ class Sessions:
             return False
         task = stored.task
         return task.state == "claimed" and task.session == session and task.fence == fence
+
+
+def _ended_by(task: Task, session: str) -> bool:
+    """Whether the last claim was ended by its holder, whose renewal crossed its own completion on the way."""
+    last = next((entry for entry in reversed(task.history) if entry.fence == task.fence and entry.event in _ENDS), None)
+    return last is not None and last.session == session and last.event != "expired"
