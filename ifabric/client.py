@@ -29,7 +29,7 @@ from typing import Any, Self, TypeVar
 import msgspec
 
 from ifabric import endpoints
-from ifabric.bus.base import Answer, Bus, Incoming
+from ifabric.bus.base import Answer, Bus, Incoming, Journal
 from ifabric.bus.nats import Nats, NatsSettings
 from ifabric.claims import Claim
 from ifabric.clock import Clock, SystemClock
@@ -264,17 +264,27 @@ class Client:
         reply: wire.StateReply = await self.call(verb(task=task))
         return reply
 
-    async def events(self, *, after_seq: int | None = None) -> AsyncIterator[wire.TaskEvent]:
-        """Task events as they come; with `after_seq`, those that the journal keeps after that position first."""
-        decode = msgspec.json.Decoder(wire.TaskEvent).decode
-        if after_seq is not None:
-            journal = await self._bus.journal(subjects.EVENT_STREAM)
-            async for entry in journal.read(after_seq=after_seq, subject=subjects.event("task", ">")):
+    async def events(
+        self, *, after_seq: int | None = None, until_seq: int | None = None
+    ) -> AsyncIterator[wire.TaskEvent]:
+        """Task events as they come; with `after_seq`, those that the journal keeps after that position first.
+
+        `until_seq` ends it with the event at that position.
+        """
+        if after_seq is None:
+            async with self.subscribe() as events:
+                async for event in events:
+                    yield event
+        else:
+            decode = msgspec.json.Decoder(wire.TaskEvent).decode
+            async for entry in (await self.journal()).read(after_seq=after_seq, subject=subjects.event("task", ">")):
                 yield decode(entry.data)
-            return
-        async with self.subscribe() as events:
-            async for event in events:
-                yield event
+                if until_seq is not None and entry.seq >= until_seq:
+                    return
+
+    async def journal(self) -> Journal:
+        """The stream that keeps the events. Raises `Unavailable`."""
+        return await self._bus.journal(subjects.EVENT_STREAM)
 
     @contextlib.asynccontextmanager
     async def subscribe(self) -> AsyncIterator[AsyncIterator[wire.TaskEvent]]:

@@ -62,7 +62,7 @@ def load(
         done = set(board.done)
         with Progress(console=err, transient=True, disable=json) as progress:
             bar = progress.add_task("loading", total=len(board.tasks))
-            for chunk in _chunks(board.tasks):
+            for chunk in chunks_of(board.tasks):
                 reply = await c.submit(chunk, done=[task.id for task in chunk if task.id in done])
                 created += len(reply.created)
                 existing += len(reply.existing)
@@ -73,7 +73,8 @@ def load(
     return _report(created, existing, len(board.done), json=json)
 
 
-def _chunks(tasks: tuple[TaskSpec, ...]) -> list[list[TaskSpec]]:
+def chunks_of(tasks: tuple[TaskSpec, ...]) -> list[list[TaskSpec]]:
+    """The tasks in submissions: as many as one may have, and no heavier than a message may be."""
     from ifabric.wire.envelope import encode
 
     chunks: list[list[TaskSpec]] = [[]]
