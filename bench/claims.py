@@ -1,8 +1,9 @@
 """How fast is a claim? The fabric beside the same etcd asked directly, in one run.
 
-Three shapes of load: alone (one caller), closed loop (64 callers), open loop (a steady rate, latency from the due time; the *knee* is the
-highest rate whose p95 stays below 10 ms). Two direct opponents, both through aetcd on the same etcd: `plain` is the claim that a user
-would write (create a key under a lease, or read who has it); `same` writes what ours writes, record and receipt with the same compares.
+Three shapes of load: alone (one caller), closed loop (64 callers), open loop (a steady rate, latency from the due
+time; the *knee* is the highest rate whose p95 stays below 10 ms). Two direct opponents, both through aetcd on the
+same etcd: `plain` is the claim that a user would write (create a key under a lease, or read who has it); `same`
+writes what ours writes, record and receipt with the same compares.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from typing import Any
 import aetcd
 import nats
 from aetcd import rpc
+
 from bench.stand import Stand, closed_loop, open_loop, percentile, stand
 
 CALLERS = 64
@@ -101,8 +103,7 @@ class Direct:
             )
             record = (
                 b'{"spec":{"id":"T1"},"state":"claimed","body":"0123456789abcdef0123456789abcdef",'
-                + b'"history":'
-                + b'"x"' * 60
+                b'"history":' + b'"x"' * 60
             )
             puts = [
                 rpc.RequestOp(request_put=rpc.PutRequest(key=key, value=record)),

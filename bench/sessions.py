@@ -1,4 +1,6 @@
-"""What do 10,000 registered sessions cost that only renew? CPU of the daemon, of etcd and of nats-server, over half a minute."""
+"""What do 10,000 registered sessions cost that only renew? CPU of the daemon, of etcd and of nats-server, over half a
+minute.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +8,7 @@ import asyncio
 import json
 
 import nats
+
 from bench.stand import children, cpu_s, rss_mb, stand
 
 SESSIONS = 10_000

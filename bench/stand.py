@@ -1,4 +1,6 @@
-"""The stand a benchmark runs on: etcd, nats-server and one daemon, each a process of its own, in a folder that is thrown away."""
+"""The stand a benchmark runs on: etcd, nats-server and one daemon, each a process of its own, in a folder that is
+thrown away.
+"""
 
 from __future__ import annotations
 
@@ -102,7 +104,9 @@ async def closed_loop(act: Callable[[int], Awaitable[None]], numbers: Iterator[i
 async def open_loop(
     act: Callable[[int], Awaitable[None]], numbers: Iterator[int], rate: float, seconds: float
 ) -> list[float]:
-    """Acts that are due at a steady rate, whatever becomes of the earlier ones. Latency counts from when an act was *due*."""
+    """Acts that are due at a steady rate, whatever becomes of the earlier ones. Latency counts from when an act was
+    *due*.
+    """
     taken: list[float] = []
     tasks: set[asyncio.Task[None]] = set()
     began = monotonic()

@@ -1,6 +1,7 @@
 """Reads task boards: Markdown (task lists and tables), YAML and JSON.
 
-Pure: text in, tasks out, or one error that names every bad row by its line. Nothing is sent before everything is understood.
+Pure: text in, tasks out, or one error that names every bad row by its line. Nothing is sent before everything is
+understood.
 
     - [ ] P0.1.1 Build the parser {needs: rust, wasm; depends: P0.1.0; priority: 5}
     - [x] P0.1.0 Choose a parser
@@ -107,7 +108,7 @@ def format_of(path: Path) -> Format | None:
     return formats.get(path.suffix.lower())
 
 
-# -- Markdown -----------------------------------------------------------------------------------------------------------
+# -- Markdown --------------------------------------------------------------------------------------------------------
 
 
 def _markdown(text: str, errors: list[tuple[int, str]]) -> Iterator[Row]:
@@ -141,14 +142,14 @@ def _item(token: Token, errors: list[tuple[int, str]]) -> Row | None:
             key, colon, value = part.partition(":")
             field = COLUMNS.get(key.strip().lower())
             if not colon or field in (None, "id", "title", "status"):
-                errors.append((line, f"in {{...}}: {part!r} is not `key: value` with a key of needs, wants, depends, priority, "
-                               "attempts, deadline, budget"))  # fmt: skip
+                known = "needs, wants, depends, priority, attempts, deadline, budget"
+                errors.append((line, f"in {{...}}: {part!r} is not `key: value` with a key of {known}"))
             else:
                 fields[str(field)] = value.strip()
     text = re.sub(r"^(\*\*|__|`)(.+?)\1:?", r"\2", text)
     first, _, rest = text.partition(" ")
     if _IDLIKE.match(first.rstrip(":")):
-        fields |= {"id": first.rstrip(":"), "title": rest.strip(" :-–—")}
+        fields |= {"id": first.rstrip(":"), "title": rest.strip(" :-\u2013\u2014")}
     else:
         fields |= {"id": _slug(text), "title": text}
     return Row(line, box[1] in "xX", fields)
@@ -186,7 +187,7 @@ def _slug(title: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-")[:64] or "task"
 
 
-# -- YAML and JSON ------------------------------------------------------------------------------------------------------
+# -- YAML and JSON ---------------------------------------------------------------------------------------------------
 
 
 def _yaml(text: str, errors: list[tuple[int, str]]) -> Iterator[Row]:
@@ -234,7 +235,7 @@ def _listed(data: Any, lines: list[int], errors: list[tuple[int, str]]) -> Itera
         yield Row(line, done is True or status in DONE, fields)
 
 
-# -- from rows to tasks -------------------------------------------------------------------------------------------------
+# -- from rows to tasks ----------------------------------------------------------------------------------------------
 
 
 def _checked(rows: list[Row], errors: list[tuple[int, str]]) -> Board | None:
@@ -294,7 +295,7 @@ def _words(value: Any) -> list[str]:
     if isinstance(value, list):
         return [str(one) for one in value]
     words = re.split(r"[,\s]+", str(value).replace("`", ""))
-    return [word for word in words if word and word not in ("-", "—", "–", "none", "None")]
+    return [word for word in words if word and word not in ("-", "\u2013", "\u2014", "none", "None")]
 
 
 def _priority(value: Any) -> int:

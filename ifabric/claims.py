@@ -1,9 +1,10 @@
 """A claim in the hands of its holder.
 
-**What `lost` is for.** The holder of a claim works on, wherever it is, when the lease behind the claim ends; the fabric cannot stop it, only refuse
-what it brings back. `lost` tells it early: when a renewal says so, when the session is gone, and when no renewal got through for so
-long that the lease may have ended. That last moment is counted from when the last successful renewal was *sent*, and comes before the
-lease's own end (five sixths of it), so that an honest holder stops before anybody else begins.
+**What `lost` is for.** The holder of a claim works on, wherever it is, when the lease behind the claim ends; the
+fabric cannot stop it, only refuse what it brings back. `lost` tells it early: when a renewal says so, when the
+session is gone, and when no renewal got through for so long that the lease may have ended. That last moment is
+counted from when the last successful renewal was *sent*, and comes before the lease's own end (five sixths of it), so
+that an honest holder stops before anybody else begins.
 """
 
 from __future__ import annotations
@@ -25,8 +26,8 @@ LEAVE_S = 2.0
 class Claim:
     """One task, held.
 
-    As a block it ends the claim by how the block ends: completed; failed with the exception's text (which goes on); released when
-    cancelled. While the block runs, a claim that is lost cancels it, and `ClaimLost` comes out.
+    As a block it ends the claim by how the block ends: completed; failed with the exception's text (which goes on);
+    released when cancelled. While the block runs, a claim that is lost cancels it, and `ClaimLost` comes out.
 
         async with claim:
             await claim.complete({"answer": 42})
@@ -91,7 +92,7 @@ class Claim:
             self._cancelled_body = True
             self._body.cancel()
 
-    # -- as a block -----------------------------------------------------------------------------------------------------
+    # -- as a block --------------------------------------------------------------------------------------------------
 
     async def __aenter__(self) -> Self:
         if self.lost.is_set():
@@ -122,7 +123,9 @@ class Claim:
             )
 
     async def _leave(self, message: wire.Fail | wire.Release) -> None:
-        """Ends the claim on the way out of a block. The block's own exception is what matters; the lease does the rest."""
+        """Ends the claim on the way out of a block. The block's own exception is what matters; the lease does the
+        rest.
+        """
         try:
             async with asyncio.timeout(LEAVE_S):
                 await self._end(message)

@@ -5,13 +5,12 @@
             async with claim:
                 await claim.complete(work_on(claim.spec))
 
-**A retry is the same request.** Every mutating request carries an id, and when no answer comes it is sent again with the same one: the
-fabric answers it once, whichever daemon gets it. Only when `timeout_s` is up does the error reach the caller, and then the outcome
-is unknown.
+**A retry is the same request.** Every mutating request carries an id, and when no answer comes it is sent again with
+the same one: the fabric answers it once, whichever daemon gets it. Only when `timeout_s` is up does the error reach
+the caller, and then the outcome is unknown.
 
-**One renewal for all.** The session is renewed at a third of its TTL, in one request for all its claims. What the answer calls lost
-is lost (see `ifabric.claims`); what it calls *unnamed*, held but unknown to us, is a claim whose answer got lost: seen twice, with no
-claim under way, it is given back.
+**One renewal for all.** The session is renewed at a third of its TTL, in one request for all its claims
+(`ifabric.renewal`).
 """
 
 from __future__ import annotations
@@ -33,12 +32,12 @@ from ifabric.bus.base import Answer, Bus, Incoming, Journal
 from ifabric.bus.nats import Nats, NatsSettings
 from ifabric.claims import Claim
 from ifabric.clock import Clock, SystemClock
-from ifabric.errors import ClaimLost, FabricError, NoTaskMatches, SessionLost, Unavailable, Unreachable, from_body
+from ifabric.errors import FabricError, NoTaskMatches, SessionLost, Unavailable, Unreachable, from_body
+from ifabric.renewal import Renewal
 from ifabric.wire import coordinator as wire
 from ifabric.wire import subjects
 from ifabric.wire.envelope import DEADLINE_HEADER, ERROR_CODE_HEADER, Mutation, Reply, Request, encode, loads
 
-RENEW_AT, TRUST = 1 / 3, 5 / 6
 ATTEMPT_S = 2.0
 BACKOFF_S = (0.05, 0.25)
 EVENTS_MAX = 10_000
@@ -70,12 +69,9 @@ class Client:
         self._hello = wire.Hello(capabilities=tuple(capabilities), account=account, ttl_s=ttl_s)
         self._timeout_s = timeout_s
         self._where = where
-        self._ttl_s = 0.0
-        self._trusted_until = 0.0
-        self._renewing: asyncio.Task[None] | None = None
+        self._renewal = Renewal(self, clock, session)
         self._greeting: asyncio.Lock = asyncio.Lock()
-        self._claiming = 0
-        self._unnamed: set[tuple[str, int]] = set()
+        self.claiming = 0
         #: whether leaving the client ends its session and gives back what it holds
         self.leave_on_exit = True
 
@@ -93,11 +89,14 @@ class Client:
     ) -> Client:
         """A client to be entered with `async with`.
 
-        nats: the servers' URLs, separated by commas; else ``$IFABRIC_NATS``; else the daemon of this machine, found by its
+        nats: the servers' URLs, separated by commas; else ``$IFABRIC_NATS``; else the daemon of this machine, found
+        by its
             endpoints.json in `state_dir` (default: the user's state directory).
-        session: `[A-Za-z0-9_-]{1,64}`; else ``$IFABRIC_SESSION``; else host name and a random end. The same session from two
+        session: `[A-Za-z0-9_-]{1,64}`; else ``$IFABRIC_SESSION``; else host name and a random end. The same session
+        from two
             connections is one session.
-        ttl_s: seconds that the session lives without a renewal (default: the daemon's). timeout_s: how long a request is tried.
+        ttl_s: seconds that the session lives without a renewal (default: the daemon's). timeout_s: how long a request
+        is tried.
 
         Entering raises `Unreachable` when there is nobody.
         """
@@ -124,9 +123,8 @@ class Client:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._renewing is not None:
-            self._renewing.cancel()
-            await asyncio.gather(self._renewing, return_exceptions=True)
+        if self._renewal.running:
+            await self._renewal.stop()
             if self.leave_on_exit:
                 with contextlib.suppress(
                     FabricError, TimeoutError
@@ -137,7 +135,7 @@ class Client:
             claim.set_lost("the client was closed")
         await self._bus.close()
 
-    # -- tasks ----------------------------------------------------------------------------------------------------------
+    # -- tasks -------------------------------------------------------------------------------------------------------
 
     async def tasks(self, *, wait_s: float = 20.0, until_empty: bool = False) -> AsyncIterator[Claim]:
         """One claim after the other, for ever; with `until_empty`, until nothing pending can be taken."""
@@ -186,18 +184,18 @@ class Client:
 
     async def _take(self, message: wire.Claim | wire.Next, attempt_s: float | None) -> Claim:
         message = msgspec.structs.replace(message, request_id=self._clock.token())
-        self._claiming += 1
+        self.claiming += 1
         try:
             while True:
-                if self._renewing is None:
+                if not self._renewal.running:
                     await self.hello()
                 try:
                     reply: wire.ClaimReply = await self.call(message, attempt_s=attempt_s)
                     break
                 except SessionLost as lost:
-                    await self._session_lost(lost.message)
+                    await self._renewal.session_lost(lost.message)
         finally:
-            self._claiming -= 1
+            self.claiming -= 1
         held = self.claims.get(reply.task)
         if held is not None and held.fence == reply.fence:
             return held
@@ -209,18 +207,20 @@ class Client:
         if self.claims.get(claim.task) is claim:
             del self.claims[claim.task]
 
-    # -- the other verbs --------------------------------------------------------------------------------------------------
+    # -- the other verbs ---------------------------------------------------------------------------------------------
 
     async def hello(self) -> wire.HelloReply:
         """Registers the session and keeps it; `claim`, `next` and `tasks` do it by themselves."""
         async with self._greeting:
             sent = self._clock.monotonic()
             reply: wire.HelloReply = await self.call(self._hello)
-            self._ttl_s = reply.ttl_s
-            self._trusted_until = sent + reply.ttl_s * TRUST
-            if self._renewing is None:
-                self._renewing = asyncio.create_task(self._renew(), name=f"renew {self.session}")
+            self._renewal.begin(sent, reply.ttl_s)
             return reply
+
+    async def ask_renewal(self, held: tuple[wire.HeldClaim, ...], attempt_s: float) -> wire.RenewReply:
+        """One renewal; the client sends them by itself."""
+        reply: wire.RenewReply = await self.call(wire.Renew(claims=held), attempt_s=attempt_s)
+        return reply
 
     async def submit(
         self, tasks: Iterable[wire.TaskSpec | dict[str, Any]], *, done: Iterable[str] = ()
@@ -305,12 +305,13 @@ class Client:
         finally:
             await subscription.unsubscribe()
 
-    # -- asking ------------------------------------------------------------------------------------------------------------
+    # -- asking ------------------------------------------------------------------------------------------------------
 
     async def call(self, message: Request, *, attempt_s: float | None = None) -> Any:
         """Sends one request until it is answered; the reply's struct, or the refusal as an exception.
 
-        A mutation without an id gets one. `Unavailable`: nobody answered in time, and whether it was carried out is unknown.
+        A mutation without an id gets one. `Unavailable`: nobody answered in time, and whether it was carried out is
+        unknown.
         """
         if isinstance(message, Mutation) and message.request_id is None:
             message = msgspec.structs.replace(message, request_id=self._clock.token())
@@ -337,58 +338,6 @@ class Client:
                 ):
                     raise
             await self._clock.sleep(self._clock.jitter(*BACKOFF_S))
-
-    # -- renewing ------------------------------------------------------------------------------------------------------------
-
-    async def _renew(self) -> None:
-        while True:
-            await self._clock.sleep(self._ttl_s * RENEW_AT)
-            while True:
-                sent = self._clock.monotonic()
-                if sent >= self._trusted_until:
-                    self._lose_all("no renewal got through in time")
-                try:
-                    await self._renew_once(sent)
-                    break
-                except SessionLost as lost:
-                    await self._session_lost(lost.message)
-                    break
-                except FabricError:
-                    await self._clock.sleep(self._clock.jitter(*BACKOFF_S))
-
-    async def _renew_once(self, sent: float) -> None:
-        held = tuple(wire.HeldClaim(claim.task, claim.fence) for claim in self.claims.values())
-        left_s = max(0.1, self._trusted_until - sent)
-        async with asyncio.timeout(max(ATTEMPT_S, left_s)):
-            reply: wire.RenewReply = await self.call(wire.Renew(claims=held[: wire.RENEW_MAX_CLAIMS]), attempt_s=1.0)
-        self._trusted_until = sent + reply.ttl_s * TRUST
-        for about, reason in (
-            (reply.lost, "the lease behind it had ended"),
-            (reply.cancelled, "cancelled by an operator"),
-        ):
-            for one in about:
-                claim = self.claims.get(one.task)
-                if claim is not None and claim.fence == one.fence:
-                    claim.set_lost(reason)
-        await self._give_back_unnamed({(one.task, one.fence) for one in reply.unnamed})
-
-    async def _give_back_unnamed(self, unnamed: set[tuple[str, int]]) -> None:
-        """Claims that we do not know of. One whose answer may still be on its way is left alone until the next renewal."""
-        known = {(claim.task, claim.fence) for claim in self.claims.values()}
-        unnamed -= known
-        if self._claiming == 0:
-            for task, fence in unnamed & self._unnamed:
-                with contextlib.suppress(ClaimLost):  # it has ended by itself
-                    await self.release(task, fence, "the answer to its claim was lost")
-        self._unnamed = unnamed
-
-    async def _session_lost(self, reason: str) -> None:
-        self._lose_all(reason)
-        await self.hello()
-
-    def _lose_all(self, reason: str) -> None:
-        for claim in list(self.claims.values()):
-            claim.set_lost(reason)
 
 
 def _read(message: Request, answer: Answer) -> Any:

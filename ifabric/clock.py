@@ -63,6 +63,11 @@ class SystemClock:
         return secrets.token_urlsafe(16)
 
 
+def seeded(seed: int | str) -> random.Random:
+    """Chance that is the same every time: for demonstrations."""
+    return random.Random(seed)
+
+
 @lru_cache(maxsize=256)
 def rfc3339(wall_ms: int) -> str:
     """Milliseconds since the epoch as ``2026-11-24T09:30:00.123Z``."""

@@ -1,8 +1,8 @@
 """The configuration: frozen, built once, passed down whole.
 
-The keys under `coordinator` are the runbook's, so its file works as it is. What this version does not know is refused: a limit that was
-misspelt and silently ignored is worse than a daemon that does not start. How files, positions and the environment become these
-structs is in `ifabric.config_file`.
+The keys under `coordinator` are the runbook's, so its file works as it is. What this version does not know is
+refused: a limit that was misspelt and silently ignored is worse than a daemon that does not start. How files,
+positions and the environment become these structs is in `ifabric.config_file`.
 """
 
 from __future__ import annotations

@@ -45,8 +45,9 @@ class _Reading:
 def load(paths: Sequence[Path], environ: Mapping[str, str]) -> tuple[Config, list[str]]:
     """The configuration of the files, later ones over earlier ones, then of the environment; and what smells.
 
-    Maps are merged, lists and scalars replaced. ``IFABRIC__COORDINATOR__ETCD__TIMEOUT_SECONDS=3`` sets one key; its value is YAML.
-    `COORDINATOR_CONFIG` names a file to read first, as in the runbook's unit. Raises `ConfigError` with every error on a line of its own.
+    Maps are merged, lists and scalars replaced. ``IFABRIC__COORDINATOR__ETCD__TIMEOUT_SECONDS=3`` sets one key; its
+    value is YAML. `COORDINATOR_CONFIG` names a file to read first, as in the runbook's unit. Raises `ConfigError`
+    with every error on a line of its own.
     """
     reading = _Reading()
     first = environ.get("COORDINATOR_CONFIG")
@@ -102,7 +103,7 @@ def _value(node: yaml.Node, at: Path_, source: str, reading: _Reading) -> Any:
     if isinstance(node, yaml.SequenceNode):
         return [_value(child, (*at, number), source, reading) for number, child in enumerate(node.value)]
     try:
-        return yaml.SafeLoader("").construct_object(node)  # type: ignore[no-untyped-call]
+        return yaml.SafeLoader("").construct_object(node)
     except yaml.YAMLError as error:
         reading.errors.append(f"{source}:{node.start_mark.line + 1}: {_dotted(at)}: {getattr(error, 'problem', error)}")
         return None

@@ -1,10 +1,10 @@
 """Real servers of the daemon's own: etcd and nats-server as children, on loopback, under its state directory.
 
-The default, so that one command starts everything; the data is kept. They are not for production, where a cluster outlives the
-daemon. Each is a supervised part: when it dies it is started again, on the same port and the same data.
+The default, so that one command starts everything; the data is kept. They are not for production, where a cluster
+outlives the daemon. Each is a supervised part: when it dies it is started again, on the same port and the same data.
 
-They run in a session of their own, so that Ctrl-C in a terminal reaches the daemon alone, which stops them when it has drained; and
-they die with the daemon however it dies, because the kernel is told so.
+They run in a session of their own, so that Ctrl-C in a terminal reaches the daemon alone, which stops them when it
+has drained; and they die with the daemon however it dies, because the kernel is told so.
 """
 
 from __future__ import annotations

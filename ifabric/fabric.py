@@ -82,7 +82,7 @@ class Fabric:
         starting = asyncio.create_task(self.tree.start())
         stopping = asyncio.create_task(stop.wait())
         try:
-            await asyncio.wait({starting, stopping}, return_when=asyncio.FIRST_COMPLETED)
+            await _either(starting, stopping)
             if not starting.done():
                 starting.cancel()
                 await asyncio.gather(starting, return_exceptions=True)
@@ -92,7 +92,7 @@ class Fabric:
             self._announce()
             failed = self.tree.lost
             assert failed is not None
-            await asyncio.wait({stopping, failed}, return_when=asyncio.FIRST_COMPLETED)
+            await _either(stopping, failed)
             self._draining = True
             if failed.done():
                 self._log.error("the fabric has failed", reason=failed.result())
@@ -105,7 +105,7 @@ class Fabric:
             await self.tree.stop()
             self._log.info("stopped")
 
-    # -- the parts --------------------------------------------------------------------------------------------------------
+    # -- the parts ---------------------------------------------------------------------------------------------------
 
     def _embedded(self) -> tuple[dict[str, Server], tuple[str, ...], tuple[str, ...]]:
         """The servers to start, and where the fabric's servers are, started or given."""
@@ -167,7 +167,7 @@ class Fabric:
             actors=",".join(self._config.actors),
         )
 
-    # -- what is told -----------------------------------------------------------------------------------------------------
+    # -- what is told ------------------------------------------------------------------------------------------------
 
     def snapshot(self) -> Snapshot:
         """What `/health` says."""
@@ -224,8 +224,14 @@ async def serve(config: Config, *, state_dir: Path) -> int:
         return await Fabric(config, state_dir, SystemClock()).run()
 
 
+async def _either(one: asyncio.Future[Any], other: asyncio.Future[Any]) -> None:
+    await asyncio.wait([one, other], return_when=asyncio.FIRST_COMPLETED)
+
+
 def _spare_the_collector() -> None:
-    """What was loaded stays, and the board's records hold no circles: full collections over them are pauses for nothing."""
+    """What was loaded stays, and the board's records hold no circles: full collections over them are pauses for
+    nothing.
+    """
     gc.collect()
     gc.freeze()
     gc.set_threshold(50_000, 50, 100)
@@ -237,7 +243,7 @@ def exit_code(error: FabricError) -> int:
 
 
 def _leaves(tree: dict[str, Any]) -> list[dict[str, Any]]:
-    found = []
+    found: list[dict[str, Any]] = []
     for child in tree["children"]:
         found += _leaves(child) if "children" in child else [child]
     return found

@@ -17,7 +17,9 @@ LEVELS = {"DEBUG": 10, "INFO": 20, "WARNING": 30, "ERROR": 40}
 
 
 def setup(level: str = "INFO", style: Literal["json", "text", "auto"] = "auto", output: str = "stderr") -> None:
-    """Configures the process's logging, once. `auto`: text when the output is a terminal. `ConfigError` when a file cannot be opened."""
+    """Configures the process's logging, once. `auto`: text when the output is a terminal. `ConfigError` when a file
+    cannot be opened.
+    """
     stream = _open(output)
     as_text = style == "text" or (style == "auto" and stream.isatty())
     renderer: Any = structlog.dev.ConsoleRenderer() if as_text else structlog.processors.JSONRenderer(serializer=_json)

@@ -1,10 +1,12 @@
 """Every metric there is, and how it is counted.
 
-`METRICS` is the one list: nothing else may be counted, and the documentation is made from it. Base units underneath (seconds, bytes,
-ratios); the names of the runbook that are in other units are recording rules. No session, task or request id is ever a label.
+`METRICS` is the one list: nothing else may be counted, and the documentation is made from it. Base units underneath
+(seconds, bytes, ratios); the names of the runbook that are in other units are recording rules. No session, task or
+request id is ever a label.
 
-aioprometheus renders; it does not escape label values, so a hostile one could forge a metric: `SafeText` does. Counting goes around its
-dictionaries (a label set is serialised on every call there): a child keeps its own numbers and hands them over when they are read.
+aioprometheus renders; it does not escape label values, so a hostile one could forge a metric: `SafeText` does.
+Counting goes around its dictionaries (a label set is serialised on every call there): a child keeps its own numbers
+and hands them over when they are read.
 """
 
 from __future__ import annotations
@@ -30,7 +32,9 @@ CHILDREN_MAX = 500
 
 @dataclass(frozen=True)
 class Metric:
-    """One line of the list. `born` are the label values that exist from the start, at 0: a rate needs a zero to grow from."""
+    """One line of the list. `born` are the label values that exist from the start, at 0: a rate needs a zero to grow
+    from.
+    """
 
     name: str
     kind: Literal["counter", "gauge", "histogram"]
@@ -201,9 +205,7 @@ class Metrics:
         if child is None:
             assert len(family.children) < CHILDREN_MAX, f"{name} has too many label sets"
             child = (
-                {"counter": Counter, "gauge": Gauge}[kind]()
-                if kind != "histogram"
-                else Histogram(family.metric.buckets)
+                Histogram(family.metric.buckets) if kind == "histogram" else Counter() if kind == "counter" else Gauge()
             )
             family.children[key] = child
         return child
@@ -227,7 +229,7 @@ class Metrics:
         self.counter("process_cpu_seconds_total").raise_to((int(fields[11]) + int(fields[12])) / ticks)
         self.gauge("process_start_time_seconds").set(int(boot.split()[1]) + int(fields[19]) / ticks)
         self.gauge("process_resident_memory_bytes").set(int(fields[21]) * os.sysconf("SC_PAGE_SIZE"))
-        self.gauge("process_open_fds").set(len(os.listdir("/proc/self/fd")))
+        self.gauge("process_open_fds").set(sum(1 for _ in Path("/proc/self/fd").iterdir()))
 
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"

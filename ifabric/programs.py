@@ -15,8 +15,9 @@ from pathlib import Path
 
 from ifabric.errors import StartupError
 
-#: below it: committed data lost after a kill (13766, before 3.5.3), acknowledged before the fsync on a single node (14370, before 3.5.5),
-#: leases revoked by an old leader (before 3.5.13), nested transactions past access control (before 3.5.30)
+#: below it: committed data lost after a kill (13766, before 3.5.3), acknowledged before the fsync on a single node
+#: (14370, before 3.5.5), leases revoked by an old leader (before 3.5.13), nested transactions past access control
+#: (before 3.5.30)
 SOUND_ETCD = (3, 5, 30)
 SOUND_ETCD_36 = (3, 6, 11)
 
@@ -53,7 +54,9 @@ def is_sound(version: Version) -> bool:
 
 
 def judge_etcd(text: str, *, embedded: bool, allow_old: bool) -> str | None:
-    """None for a sound version of etcd; a warning for an old one that is embedded or allowed; `StartupError` for any other."""
+    """None for a sound version of etcd; a warning for an old one that is embedded or allowed; `StartupError` for any
+    other.
+    """
     version = parse_version(text)
     if is_sound(version):
         return None

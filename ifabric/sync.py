@@ -1,7 +1,8 @@
 """The SDK without `await`: for scripts, notebooks and the runbook.
 
-`SyncClient` runs a `Client` on a loop of its own in a background thread, so that renewals go on while the script computes.
-`EventBus` and `Coordinator` are the names that the runbook's inline scripts use; they work after a change of the import.
+`SyncClient` runs a `Client` on a loop of its own in a background thread, so that renewals go on while the script
+computes. `EventBus` and `Coordinator` are the names that the runbook's inline scripts use; they work after a change
+of the import.
 """
 
 from __future__ import annotations
@@ -51,7 +52,9 @@ class Background:
 
 
 class SyncClaim:
-    """A claim, for code without `await`. As a block it ends as `ifabric.Claim` does, but cannot interrupt the body when it is lost."""
+    """A claim, for code without `await`. As a block it ends as `ifabric.Claim` does, but cannot interrupt the body
+    when it is lost.
+    """
 
     def __init__(self, background: Background, claim: Claim) -> None:
         self._background = background
@@ -188,14 +191,15 @@ class SyncClient:
         return self._background.run(self._client.operate(wire.Requeue, task))
 
 
-# -- the runbook's names --------------------------------------------------------------------------------------------------
+# -- the runbook's names ---------------------------------------------------------------------------------------------
 
 
 class EventBus:
     """The connection of the runbook's scripts: ``EventBus('etcd', {...})``.
 
-    The daemon is found by ``config["nats"]``, ``$IFABRIC_NATS`` or this machine's endpoints.json. etcd's endpoints and certificates in the
-    config are accepted and not used: only the daemon talks to etcd, and no agent ever holds its credentials.
+    The daemon is found by ``config["nats"]``, ``$IFABRIC_NATS`` or this machine's endpoints.json. etcd's endpoints
+    and certificates in the config are accepted and not used: only the daemon talks to etcd, and no agent ever holds
+    its credentials.
     """
 
     def __init__(self, backend: str = "etcd", config: Mapping[str, Any] | None = None) -> None:

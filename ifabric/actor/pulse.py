@@ -1,9 +1,10 @@
 """Notices that this process stood still.
 
-A process that was stopped, swapped out or starved for seconds wakes up with a socket full of requests whose senders have long given up and asked
-somebody else. Answering them does no harm to what is true (the store compares), but it costs others the time. So: a beat every
-`BEAT_S`; when a message arrives and the last beat is older than `FROZEN_S`, the process was frozen. It drops its backlog unanswered,
-and `lost` makes the supervisor join again with a new connection and rebuild the actors from the store.
+A process that was stopped, swapped out or starved for seconds wakes up with a socket full of requests whose senders
+have long given up and asked somebody else. Answering them does no harm to what is true (the store compares), but it
+costs others the time. So: a beat every `BEAT_S`; when a message arrives and the last beat is older than `FROZEN_S`,
+the process was frozen. It drops its backlog unanswered, and `lost` makes the supervisor join again with a new
+connection and rebuild the actors from the store.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Runs one actor: receive, decode, handle, answer.
 
-A message is handled in a task of its own, started when it arrives; more than `in_flight_max` at once wait in the mailbox, and when that is full the
-sender is told so at once. While the actor is being started again, messages wait in the mailbox too: the service stays mounted, and
-a crash costs its callers a moment, not an error.
+A message is handled in a task of its own, started when it arrives; more than `in_flight_max` at once wait in the
+mailbox, and when that is full the sender is told so at once. While the actor is being started again, messages wait in
+the mailbox too: the service stays mounted, and a crash costs its callers a moment, not an error.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ class Runner:
         """Done when the actor has crashed."""
         return self._lost
 
-    # -- life -----------------------------------------------------------------------------------------------------------
+    # -- life --------------------------------------------------------------------------------------------------------
 
     async def start(self) -> None:
         """A new instance, started; then, the first time, its endpoints on the bus."""
@@ -128,7 +128,9 @@ class Runner:
         self._lost.set_result(reason)
 
     async def stop(self) -> None:
-        """After a crash: clears away the old instance. Otherwise drains: everything accepted is answered, nothing new taken."""
+        """After a crash: clears away the old instance. Otherwise drains: everything accepted is answered, nothing new
+        taken.
+        """
         crashed = self._lost is not None and self._lost.done()
         actor, self._actor = self._actor, self._actor if not crashed else None
         if not crashed and self._service is not None:
@@ -160,7 +162,7 @@ class Runner:
         except TimeoutError:
             self._context.log.warning("drain timed out", in_flight=len(self._tasks), waiting=len(self._mailbox))
 
-    # -- receiving ------------------------------------------------------------------------------------------------------
+    # -- receiving ---------------------------------------------------------------------------------------------------
 
     def _sink(self, verb: _Verb) -> Callable[[Incoming], None]:
         def take(incoming: Incoming) -> None:
@@ -208,7 +210,7 @@ class Runner:
                 self._begin(letter)
         self._depth.set(len(self._mailbox))
 
-    # -- handling -------------------------------------------------------------------------------------------------------
+    # -- handling ----------------------------------------------------------------------------------------------------
 
     async def _handle(self, letter: _Letter) -> None:
         verb, incoming, deadline = letter

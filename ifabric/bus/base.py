@@ -1,10 +1,11 @@
 """The seam to the message bus: what the fabric asks of NATS, in NATS's words.
 
 Delivery is what core NATS gives: at most once, in order per publisher and subject, spread over the members of a queue
-group. Nothing that must be true may depend on it. The *journal* (a JetStream stream) keeps what was appended, dedupes by
-message id within its window, and is a record for others to read, never a source of truth.
+group. Nothing that must be true may depend on it. The *journal* (a JetStream stream) keeps what was appended, dedupes
+by message id within its window, and is a record for others to read, never a source of truth.
 
-`ifabric.bus.nats` is the real one, `ifabric.testing.memory_bus` its twin; `tests/conformance/test_bus.py` holds both to this text.
+`ifabric.bus.nats` is the real one, `ifabric.testing.memory_bus` its twin; `tests/conformance/test_bus.py` holds both
+to this text.
 """
 
 from __future__ import annotations
@@ -132,7 +133,9 @@ class Bus(Protocol):
     def connected(self) -> bool: ...
 
     async def serve(self, name: str, version: str, description: str, endpoints: Sequence[Endpoint]) -> Service:
-        """Starts a micro service whose endpoints share the queue group `name`. When it returns, the server knows them."""
+        """Starts a micro service whose endpoints share the queue group `name`. When it returns, the server knows
+        them.
+        """
 
     async def publish(self, subject: str, data: bytes, headers: Headers | None = None) -> None:
         """Sends. Raises `Unavailable` at once when disconnected: nothing is kept to be sent later."""

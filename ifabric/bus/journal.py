@@ -1,9 +1,10 @@
 """The journal: a JetStream stream that keeps what was appended.
 
-Appending waits for one acknowledgement a batch, not for one a message: JetStream numbers a stream's messages in the order in which a connection
-sent them, so when the last of n is stored as number `before + n`, all n are. Anything else (a duplicate among them, another writer in
-between, a message refused) makes the sum wrong, and then every message of the batch is sent again and acknowledged by itself. A
-message that was stored already is recognised by its id and not stored twice.
+Appending waits for one acknowledgement a batch, not for one a message: JetStream numbers a stream's messages in the
+order in which a connection sent them, so when the last of n is stored as number `before + n`, all n are. Anything
+else (a duplicate among them, another writer in between, a message refused) makes the sum wrong, and then every
+message of the batch is sent again and acknowledged by itself. A message that was stored already is recognised by its
+id and not stored twice.
 """
 
 from __future__ import annotations
@@ -91,10 +92,10 @@ class JetStreamJournal:
 
     async def _send(self, commands: bytes) -> None:
         """Hands many publications to the connection at once: nats-py's `publish` costs more than all else here."""
-        client = self._context._nc  # noqa: SLF001  the contract test watches these names
+        client = self._context._nc
         if not client.is_connected:
             raise nats.errors.ConnectionClosedError
-        await client._send_command(commands)  # noqa: SLF001
+        await client._send_command(commands)
 
     async def _append_one(self, entry: tuple[str, bytes, str]) -> js.PubAck:
         subject, data, message_id = entry

@@ -1,8 +1,9 @@
 """NATS micro services (ADR-32) that serve many requests at once.
 
-`nats.micro` serves one request at a time for each endpoint and throws away what is queued when it stops. Discovery and statistics are still
-its own; an endpoint is ours. It hands a message over in the turn of the loop in which it was read from the socket: the subscription's queue
-is replaced by one that calls the sink, so no task has to wake up for it. The sink is a bounded mailbox, which is the back-pressure.
+`nats.micro` serves one request at a time for each endpoint and throws away what is queued when it stops. Discovery
+and statistics are still its own; an endpoint is ours. It hands a message over in the turn of the loop in which it was
+read from the socket: the subscription's queue is replaced by one that calls the sink, so no task has to wake up for
+it. The sink is a bounded mailbox, which is the back-pressure.
 
 This touches private names of nats-py; `tests/conformance/test_nats_contract.py` watches them.
 """
@@ -95,6 +96,7 @@ class MicroService(Micro):  # type: ignore[misc]
         metadata = {"protocol_version": "1"}
         super().__init__(client, ServiceConfig(name, version, description, metadata, queue_group=name))
         self._admit = admit
+        self._subscriptions: dict[str, Any] = {}
 
     async def open(self, endpoints: Sequence[Endpoint]) -> None:
         """Starts answering discovery, then subscribes the endpoints."""

@@ -1,11 +1,12 @@
 """NATS, behind the seam of `ifabric.bus.base`.
 
-What nats-py does by default is right for a chat and wrong for commands, so: nothing is buffered while disconnected (a command that is
-delivered minutes later is a stale one), reconnecting never gives up, a server that answers no ping for three seconds is dead, and a
-connection that closes for good (an expired credential does that, in silence) resolves `lost`, for a supervisor to see.
+What nats-py does by default is right for a chat and wrong for commands, so: nothing is buffered while disconnected (a
+command that is delivered minutes later is a stale one), reconnecting never gives up, a server that answers no ping
+for three seconds is dead, and a connection that closes for good (an expired credential does that, in silence)
+resolves `lost`, for a supervisor to see.
 
-**The reply subject is hostile.** The server does not check who owns it, and an agent could make the daemon publish a command in its name.
-A request that wants its answer outside an inbox is dropped here, and never reaches anybody.
+**The reply subject is hostile.** The server does not check who owns it, and an agent could make the daemon publish a
+command in its name. A request that wants its answer outside an inbox is dropped here, and never reaches anybody.
 """
 
 from __future__ import annotations
@@ -124,7 +125,7 @@ class Nats:
         self.reconnects = 0
         self.lost: asyncio.Future[str] = asyncio.get_running_loop().create_future()
 
-    # -- life -----------------------------------------------------------------------------------------------------------
+    # -- life --------------------------------------------------------------------------------------------------------
 
     async def connect(self) -> None:
         settings = self._settings
@@ -216,7 +217,7 @@ class Nats:
     async def _reconnected(self) -> None:
         self.reconnects += 1
 
-    # -- messages -------------------------------------------------------------------------------------------------------
+    # -- messages ----------------------------------------------------------------------------------------------------
 
     def new_inbox(self) -> str:
         """A subject that nobody else listens to, for answers that are more than one."""

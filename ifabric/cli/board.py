@@ -24,9 +24,9 @@ def load(
 ) -> int:
     """Load a task board: Markdown task lists and tables, YAML or JSON.
 
-    Everything is read and checked first; a bad row is named by its line and nothing is sent. A checked item arrives done. Loading twice
-    changes nothing. Up to 100 tasks go in one transaction; a larger board goes in several, dependencies first, and if it is
-    interrupted, loading it again completes it.
+    Everything is read and checked first; a bad row is named by its line and nothing is sent. A checked item arrives
+    done. Loading twice changes nothing. Up to 100 tasks go in one transaction; a larger board goes in several,
+    dependencies first, and if it is interrupted, loading it again completes it.
 
     Examples:
         ifabric board load docs/TASK-BOARD.md

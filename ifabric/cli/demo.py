@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import multiprocessing
 import os
-import random
 import shutil
 import signal
 import subprocess
@@ -30,7 +29,7 @@ from ifabric.cli.output import err, out, print_json
 from ifabric.cli.swarm import agent
 from ifabric.cli.verdict import Verdict, judge
 from ifabric.client import Client
-from ifabric.clock import monotonic
+from ifabric.clock import monotonic, seeded
 from ifabric.errors import StartupError
 from ifabric.wire import subjects
 from ifabric.wire.coordinator import TaskEvent, TaskSpec
@@ -73,9 +72,10 @@ def demo(
 ) -> int:
     """Run a swarm on this machine and check what it did.
 
-    It starts etcd, NATS and a daemon in a scratch folder, loads a board, and lets agents work it off, each a process that speaks NATS.
-    Some are killed in the middle of a task and replaced. Then the event stream is read, and nothing else is believed: every task
-    done exactly once, never two holders at a time, fences that only grow. Exit 0 only if all of it held.
+    It starts etcd, NATS and a daemon in a scratch folder, loads a board, and lets agents work it off, each a process
+    that speaks NATS. Some are killed in the middle of a task and replaced. Then the event stream is read, and nothing
+    else is believed: every task done exactly once, never two holders at a time, fences that only grow. Exit 0 only if
+    all of it held.
 
     Examples:
         ifabric demo
@@ -190,7 +190,7 @@ async def _load(client: Client, plan: Plan) -> tuple[list[str], int]:
     """The board that ships, and plain tasks besides: the ids of those that are to be done, and how many arrived done."""
     text = (files("ifabric.cli") / "demo_board.md").read_text(encoding="utf-8")
     board = read_board(text, format="md", filename="demo_board.md")
-    chance = random.Random(plan.seed)
+    chance = seeded(plan.seed)
     plain = [
         TaskSpec(
             id=f"T.{number:05d}",
@@ -209,7 +209,7 @@ async def _load(client: Client, plan: Plan) -> tuple[list[str], int]:
 
 async def _run(client: Client, swarm: _Swarm, plan: Plan, total: int, before: int, *, quiet: bool) -> int:
     """Watches the board until it is done, killing agents on the way; how many."""
-    chance = random.Random(plan.seed)
+    chance = seeded(plan.seed)
     kills = sorted(chance.uniform(0.1, 0.7) * total for _ in range(plan.kill))
     killed = 0
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())

@@ -12,7 +12,7 @@ from rich.markup import escape
 
 from ifabric.cli.output import err, out, print_json
 from ifabric.config import Config
-from ifabric.errors import ConfigError, FabricError, Unreachable
+from ifabric.errors import ConfigError, FabricError
 
 Configs = Annotated[
     tuple[Path, ...],
@@ -28,7 +28,8 @@ def run(
 ) -> int:
     """Run a daemon until SIGTERM or Ctrl-C.
 
-    Without a configuration it starts an etcd and a nats-server of its own on loopback and keeps their data in its state directory.
+    Without a configuration it starts an etcd and a nats-server of its own on loopback and keeps their data in its
+    state directory.
 
     Examples:
         ifabric run
@@ -52,10 +53,11 @@ def run(
     for warning in warnings:
         log.get().warning(warning)
     try:
-        return uvloop.run(serve(loaded, state_dir=folder.resolve()))
-    except (Unreachable, FabricError) as error:
-        if isinstance(error, ConfigError):
-            raise
+        code: int = uvloop.run(serve(loaded, state_dir=folder.resolve()))
+        return code
+    except ConfigError:
+        raise
+    except FabricError as error:
         log.get().error("could not start", reason=str(error))
         return exit_code(error)
 

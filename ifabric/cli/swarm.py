@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import os
-import random
 import signal
 
 from ifabric.client import Client
-from ifabric.clock import monotonic
+from ifabric.clock import monotonic, seeded
 from ifabric.errors import ClaimLost, FabricError, NoTaskMatches
 
 
@@ -26,7 +25,7 @@ async def _work(
     stop = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
     log = os.open(latencies, os.O_CREAT | os.O_APPEND | os.O_WRONLY, 0o600)
-    chance = random.Random(session)
+    chance = seeded(session)
     async with Client.connect(nats, session=session, capabilities=capabilities, ttl_s=ttl_s, timeout_s=10) as client:
         await client.hello()
         while not stop.is_set():

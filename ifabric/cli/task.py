@@ -216,7 +216,7 @@ def purge(task: str, *, json: bool = False, where: Where | None = None) -> int:
     )
 
 
-# -- inside ---------------------------------------------------------------------------------------------------------------
+# -- inside ----------------------------------------------------------------------------------------------------------
 
 
 def _take(where: Where | None, session: str, ttl: int, capabilities: tuple[str, ...], json: bool, act: Any) -> int:
@@ -238,13 +238,12 @@ def _take(where: Where | None, session: str, ttl: int, capabilities: tuple[str, 
             }
         )
         return 0
-    out.print(
-        f"[green]✔[/] {escape(session)} holds [bold]{escape(taken.task)}[/] under fence {taken.fence} for {taken.ttl_s:g} s"
-    )
-    out.print(f"  {escape(taken.spec.title)}" if taken.spec.title else "", end="\n" if taken.spec.title else "")
-    out.print(
-        f"[dim]  keep it: ifabric task renew -s {escape(session)}    end it: ifabric task complete {escape(taken.task)} -s {escape(session)}[/]"
-    )
+    who, what = escape(session), escape(taken.task)
+    out.print(f"[green]✔[/] {who} holds [bold]{what}[/] under fence {taken.fence} for {taken.ttl_s:g} s")
+    if taken.spec.title:
+        out.print(f"  {escape(taken.spec.title)}")
+    out.print(f"[dim]  keep it: ifabric task renew -s {who}[/]")
+    out.print(f"[dim]  end it:  ifabric task complete {what} -s {who}[/]")
     return 0
 
 

@@ -44,6 +44,8 @@ class Target(Enum):
 
 
 class Op(Enum):
+    """How a `Compare` compares."""
+
     EQUAL = "="
     NOT_EQUAL = "!="
     GREATER = ">"
@@ -51,6 +53,8 @@ class Op(Enum):
 
 
 class Compare(NamedTuple):
+    """A condition on one key."""
+
     key: bytes
     target: Target
     op: Op
@@ -59,6 +63,8 @@ class Compare(NamedTuple):
 
 
 class Put(NamedTuple):
+    """Writes one key; it lives as long as the lease, if there is one."""
+
     key: bytes
     value: bytes
     lease: int = 0
@@ -82,8 +88,8 @@ class Get(NamedTuple):
 class Txn(NamedTuple):
     """If every compare holds, `then`, else `otherwise`; may stand inside another one's branches.
 
-    As in etcd: no key may be put twice in one transaction (nested ones included), and at most 128 operations or compares,
-    counting one for each nested transaction plus the largest one inside.
+    As in etcd: no key may be put twice in one transaction (nested ones included), and at most 128 operations or
+    compares, counting one for each nested transaction plus the largest one inside.
     """
 
     compares: tuple[Compare, ...]
@@ -96,13 +102,13 @@ class Got(NamedTuple):
 
     kvs: tuple[KV, ...]
     #: keys in the range, beyond `limit` too
-    count: int
+    total: int
 
 
 class Deleted(NamedTuple):
-    """The answer to a `Delete`."""
+    """The answer to a `Delete`: how many keys it deleted."""
 
-    count: int
+    deleted: int
 
 
 class Done(NamedTuple):
@@ -129,9 +135,9 @@ class Event(NamedTuple):
 class Batch(NamedTuple):
     """Changes of one prefix, whole revisions, in order.
 
-    `revision` is how far the watch has come over all its prefixes: nothing at or below it is still to come. `resync` true: the past was
-    compacted away and `events` is the present state of the range instead (keys that are not in it are gone).
-    A batch without events only moves `revision` (progress).
+    `revision` is how far the watch has come over all its prefixes: nothing at or below it is still to come. `resync`
+    true: the past was compacted away and `events` is the present state of the range instead (keys that are not in it
+    are gone). A batch without events only moves `revision` (progress).
     """
 
     revision: int
@@ -184,8 +190,8 @@ class Store(Protocol):
     def watch(self, prefixes: Sequence[bytes], *, after_revision: int) -> AsyncIterator[Batch]:
         """What happened to the prefixes' keys after that revision, for each prefix in order, without a gap.
 
-        Resumes by itself after a lost connection. After a compaction it lists anew and says `resync`. Ends when the store
-        closes. Emits a progress batch after `progress()` and now and then when nothing happens.
+        Resumes by itself after a lost connection. After a compaction it lists anew and says `resync`. Ends when the
+        store closes. Emits a progress batch after `progress()` and now and then when nothing happens.
         """
 
     async def progress(self) -> None:

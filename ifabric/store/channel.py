@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import grpc
 from aetcd import rpc
 
 from ifabric.errors import ConfigError
+from ifabric.store.base import Got
 
-#: All are needed. A ping more often than every 5 s gets the connection killed by etcd's default floor; `keepalive_timeout_ms` alone did not
-#: notice a frozen server with grpcio 1.85; unlimited pings without data keep an idle watch honest; and a restarted server
-#: is found again at once instead of after gRPC's default backoff of up to two minutes.
+#: All are needed. A ping more often than every 5 s gets the connection killed by etcd's default floor;
+#: `keepalive_timeout_ms` alone did not notice a frozen server with grpcio 1.85; unlimited pings without data keep an
+#: idle watch honest; and a restarted server is found again at once instead of after gRPC's default backoff of up to
+#: two minutes.
 OPTIONS = (
     ("grpc.keepalive_time_ms", 10_000),
     ("grpc.keepalive_timeout_ms", 3_000),
@@ -64,6 +66,17 @@ class Channel:
     async def close(self) -> None:
         """Ends every call on it. Twice is harmless."""
         await self._channel.close()
+
+
+class Connection(Protocol):
+    """What a stream needs of the connection that it belongs to."""
+
+    @property
+    def channel(self) -> Channel: ...
+
+    def rotate(self, failed: Channel) -> None: ...
+
+    async def range(self, start: bytes, end: bytes, *, limit: int = 0, revision: int = 0) -> tuple[Got, int]: ...
 
 
 def open_channel(endpoint: str, settings: EtcdSettings) -> Channel:

@@ -1,26 +1,30 @@
 """Group commit: many small transactions in one round trip, none of which can hurt another.
 
-**Why.** etcd spends most of a small transaction on what does not depend on its size: a gRPC call, a raft proposal, an fsync.
-Commands that arrive while a commit is in flight therefore wait for it and then go together, each as a *nested* transaction with
-its own compares. The faster they come, the larger the batch: nobody waits for a timer, and a command that is alone goes alone.
+**Why.** etcd spends most of a small transaction on what does not depend on its size: a gRPC call, a raft proposal, an
+fsync. Commands that arrive while a commit is in flight therefore wait for it and then go together, each as a *nested*
+transaction with its own compares. The faster they come, the larger the batch: nobody waits for a timer, and a command
+that is alone goes alone.
 
-**Each for itself.** A nested transaction whose compare fails runs its own `otherwise` and leaves the others be. But some faults are the
-whole batch's: a key that is put twice, a put under a lease that is gone, too many operations. So (1) two requests that write
-one key never share a batch, the later one waits; (2) a request that is put under a lease compares that the lease's key is there,
-so that the put is not tried after it died; (3) when the store still refuses a batch, every request in it is carried out again, alone,
-and only the guilty one is told; (4) a request too large to share travels alone; (5) when more is waiting than a batch holds, every
-owner gets the same share of it.
+**Each for itself.** A nested transaction whose compare fails runs its own `otherwise` and leaves the others be. But
+some faults are the whole batch's: a key that is put twice, a put under a lease that is gone, too many operations. So
+(1) two requests that write one key never share a batch, the later one waits; (2) a request that is put under a lease
+compares that the lease's key is there, so that the put is not tried after it died; (3) when the store still refuses a
+batch, every request in it is carried out again, alone, and only the guilty one is told; (4) a request too large to
+share travels alone; (5) when more is waiting than a batch holds, every owner gets the same share of it.
 
-**The reply that got lost.** A transaction that timed out may have been committed. It is sent again as it was: if it had been
-committed, its own compares now fail, and the failing branch reads the request's *witness*, a key that it writes with a value
-nobody else would write (a receipt). If the witness says what we would have written, the request had succeeded. This is
-sound because a witness is never overwritten by another value while its request can still be retried.
+**The reply that got lost.** A transaction that timed out may have been committed. It is sent again as it was: if it
+had been committed, its own compares now fail, and the failing branch reads the request's *witness*, a key that it
+writes with a value nobody else would write (a receipt). If the witness says what we would have written, the request
+had succeeded. This is sound because a witness is never overwritten by another value while its request can still be
+retried.
 
-**When the store is gone.** A batch is retried until `timeout_s` has passed since it was first sent; then its requests are answered
-`unavailable` (outcome unknown), and until a probe succeeds every new request is refused at once, so that nobody queues for nothing.
+**When the store is gone.** A batch is retried until `timeout_s` has passed since it was first sent; then its requests
+are answered `unavailable` (outcome unknown), and until a probe succeeds every new request is refused at once, so that
+nobody queues for nothing.
 
-**The guard.** Every batch compares the fabric's *incarnation*, which changes when a cluster is restored from a backup. A daemon that still
-believes in the old one commits nothing, and its supervisor makes it start again from what is stored.
+**The guard.** Every batch compares the fabric's *incarnation*, which changes when a cluster is restored from a
+backup. A daemon that still believes in the old one commits nothing, and its supervisor makes it start again from what
+is stored.
 """
 
 from __future__ import annotations
@@ -188,7 +192,9 @@ class Committer:
             self._send()
 
     def _take(self) -> list[_Waiting]:
-        """The next batch: in order of arrival, disjoint in the keys it writes, fair to the owners when there are too many."""
+        """The next batch: in order of arrival, disjoint in the keys it writes, fair to the owners when there are too
+        many.
+        """
         owners: dict[str, int] = {}
         if len(self._queue) > BATCH_MAX:
             for waiting in self._queue:

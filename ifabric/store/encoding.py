@@ -1,8 +1,9 @@
 """Transactions as etcd's bytes, written by hand.
 
-The group commit encodes thousands of small transactions a second, and building a protobuf object for each part of each costs more than all
-else the daemon does to commit it: 11 us for a claim, against 3 us here. Only requests are written by hand; answers are read by
-protobuf. `tests/conformance/test_encoding.py` holds every byte to what protobuf itself would write.
+The group commit encodes thousands of small transactions a second, and building a protobuf object for each part of
+each costs more than all else the daemon does to commit it: 11 us for a claim, against 3 us here. Only requests are
+written by hand; answers are read by protobuf. `tests/conformance/test_encoding.py` holds every byte to what protobuf
+itself would write.
 """
 
 from __future__ import annotations
@@ -45,19 +46,18 @@ def _compare(compare: Compare) -> bytes:
 
 
 def _op(op: Put | Delete | Get | Txn) -> bytes:
-    kind = type(op)
-    if kind is Put:
-        key, value, lease = op  # type: ignore[misc]
+    if isinstance(op, Put):
+        key, value, lease = op
         body = b"\x0a%b%b" % (varint(len(key)), key)
         if value:
             body += b"\x12%b%b" % (varint(len(value)), value)
         if lease:
             body += b"\x18%b" % varint(lease)
         tag = b"\x12"
-    elif kind is Txn:
-        body, tag = encode_txn(op), b"\x22"  # type: ignore[arg-type]
-    elif kind is Get:
-        key, end, limit = op  # type: ignore[misc]
+    elif isinstance(op, Txn):
+        body, tag = encode_txn(op), b"\x22"
+    elif isinstance(op, Get):
+        key, end, limit = op
         body = b"\x0a%b%b" % (varint(len(key)), key)
         if end:
             body += b"\x12%b%b" % (varint(len(end)), end)
@@ -65,7 +65,7 @@ def _op(op: Put | Delete | Get | Txn) -> bytes:
             body += b"\x18%b" % varint(limit)
         tag = b"\x0a"
     else:
-        key, end = op  # type: ignore[misc]
+        key, end = op
         body = b"\x0a%b%b" % (varint(len(key)), key)
         if end:
             body += b"\x12%b%b" % (varint(len(end)), end)

@@ -1,11 +1,13 @@
 """etcd, behind the seam of `ifabric.store.base`.
 
-Built on the message types and stubs that aetcd exports; the connection is ours, because aetcd's knows neither TLS nor a second
-endpoint. One channel for each endpoint, one of them in use; a failure moves on to the next. Every attempt has a deadline of
-its own, well below the total: an etcd whose leader died answers nobody for a second or two, and a frozen one for ever.
+Built on the message types and stubs that aetcd exports; the connection is ours, because aetcd's knows neither TLS nor
+a second endpoint. One channel for each endpoint, one of them in use; a failure moves on to the next. Every attempt
+has a deadline of its own, well below the total: an etcd whose leader died answers nobody for a second or two, and a
+frozen one for ever.
 
-Reads are tried again until the total has passed. A transaction is sent once: whether a lost one happened is for the caller to find out
-(`ifabric.store.commit` does it by a witness). Only one that surely was not sent is tried elsewhere.
+Reads are tried again until the total has passed. A transaction is sent once: whether a lost one happened is for the
+caller to find out (`ifabric.store.commit` does it by a witness). Only one that surely was not sent is tried
+elsewhere.
 """
 
 from __future__ import annotations
@@ -81,7 +83,7 @@ class Etcd:
         self.attempts_failed = 0
         self.rotations = 0
 
-    # -- life -----------------------------------------------------------------------------------------------------------
+    # -- life --------------------------------------------------------------------------------------------------------
 
     async def connect(self) -> None:
         self._closed = False
@@ -126,7 +128,7 @@ class Etcd:
             self._at = (self._at + 1) % len(self._channels)
             self.rotations += 1
 
-    # -- calling --------------------------------------------------------------------------------------------------------
+    # -- calling -----------------------------------------------------------------------------------------------------
 
     async def _once(self, method: str, request: Any, *, timeout_s: float | None = None) -> Any:
         """One attempt on the endpoint in use."""
@@ -152,7 +154,7 @@ class Etcd:
                     raise
             await self._clock.sleep(self._clock.jitter(0.01, 0.05))
 
-    # -- keys -----------------------------------------------------------------------------------------------------------
+    # -- keys --------------------------------------------------------------------------------------------------------
 
     async def get(self, key: bytes) -> KV | None:
         answer = await self._until_answered("range", rpc.RangeRequest(key=key))
@@ -167,7 +169,7 @@ class Etcd:
         answer = await self._once("txn", encode_txn(txn))
         return _result(txn, answer, answer.header.revision)
 
-    # -- leases ---------------------------------------------------------------------------------------------------------
+    # -- leases ------------------------------------------------------------------------------------------------------
 
     async def grant(self, ttl_s: int) -> int:
         answer = await self._until_answered("grant", rpc.LeaseGrantRequest(TTL=ttl_s), only_unsent=True)
@@ -182,7 +184,7 @@ class Etcd:
     async def keep_alive(self, lease: int) -> float:
         return await self._keep_alives.renew(lease, self._settings.timeout_s)
 
-    # -- watching -------------------------------------------------------------------------------------------------------
+    # -- watching ----------------------------------------------------------------------------------------------------
 
     async def watch(self, prefixes: Sequence[bytes], *, after_revision: int) -> AsyncIterator[Batch]:
         watch = Watch(self, self._clock, tuple(prefixes), after_revision)

@@ -1,22 +1,21 @@
 """Keeps leases alive over one long stream.
 
-etcd answers a keep-alive from its leader's memory, without a proposal, so a stream carries thousands a second; a stream for each
-(which is what a plain client opens) would cost ten times that. Whoever asks for a lease that is already under way shares the answer.
+etcd answers a keep-alive from its leader's memory, without a proposal, so a stream carries thousands a second; a
+stream for each (which is what a plain client opens) would cost ten times that. Whoever asks for a lease that is
+already under way shares the answer.
 """
 
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import grpc
 from aetcd import rpc
 
 from ifabric.clock import Clock
 from ifabric.errors import Unavailable
-
-if TYPE_CHECKING:
-    from ifabric.store.etcd import Etcd
+from ifabric.store.channel import Connection
 
 #: an answer later than this means that the endpoint is in trouble, and the stream moves on
 ANSWER_S = 1.0
@@ -25,7 +24,7 @@ ANSWER_S = 1.0
 class KeepAlives:
     """Renews leases for one connection."""
 
-    def __init__(self, etcd: Etcd, clock: Clock) -> None:
+    def __init__(self, etcd: Connection, clock: Clock) -> None:
         self._etcd = etcd
         self._clock = clock
         self._waiting: dict[int, asyncio.Future[float]] = {}

@@ -1,12 +1,13 @@
 """A lease of the daemon's own, with a death notice.
 
-**A lease is believed for a shorter time here than in etcd.** etcd counts the TTL from when it *handled* the last keep-alive; the holder cannot
-know that moment, only when it *sent* the one that was answered, which is earlier. Counting from there, and ending a little before,
-the holder stops before anybody else can begin, unless its process stands still, and against that only a compare in the
-transaction helps (the fence). So `lost` is for ending work early and politely, never for safety.
+**A lease is believed for a shorter time here than in etcd.** etcd counts the TTL from when it *handled* the last
+keep-alive; the holder cannot know that moment, only when it *sent* the one that was answered, which is earlier.
+Counting from there, and ending a little before, the holder stops before anybody else can begin, unless its process
+stands still, and against that only a compare in the transaction helps (the fence). So `lost` is for ending work early
+and politely, never for safety.
 
-**Orphaning is not closing.** `close` revokes the lease: whoever waits for it goes on at once. `orphan` only stops renewing, for when
-etcd cannot be reached, or when the keys shall outlive this process for what is left of the TTL.
+**Orphaning is not closing.** `close` revokes the lease: whoever waits for it goes on at once. `orphan` only stops
+renewing, for when etcd cannot be reached, or when the keys shall outlive this process for what is left of the TTL.
 
 After etcd's `concurrency.Session` and the trust window of River's leader election.
 """
@@ -15,7 +16,7 @@ from __future__ import annotations
 
 import asyncio
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from ifabric.clock import Clock
 from ifabric.errors import FabricError, Unavailable
@@ -118,7 +119,8 @@ async def elect(store: Store, session: Session, key: bytes, value: bytes) -> Non
         if got.kvs[0].lease == session.lease:  # a transaction whose reply was lost
             return
         gone = asyncio.ensure_future(_until_deleted(store, key, result.revision))
-        await asyncio.wait({gone, session.lost}, return_when=asyncio.FIRST_COMPLETED)
+        either: list[asyncio.Future[Any]] = [gone, session.lost]
+        await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
         if not gone.done():
             gone.cancel()
             await asyncio.gather(gone, return_exceptions=True)

@@ -1,22 +1,24 @@
 """The watch: what happened, in order, without a gap.
 
-etcd's watch resumes from a revision, so the loop keeps the one it has seen and starts again from the next whenever the stream ends, on the next
-endpoint. When that revision has been compacted away there is no way to know what happened in between: the present is listed instead, and
-the batch says `resync`.
+etcd's watch resumes from a revision, so the loop keeps the one it has seen and starts again from the next whenever
+the stream ends, on the next endpoint. When that revision has been compacted away there is no way to know what
+happened in between: the present is listed instead, and the batch says `resync`.
 
-One stream carries a watcher for each prefix. etcd sends a watcher's events in order, but one watcher may lag behind another, so a batch's
-`revision` is the least of theirs. A quiet prefix would hold it back for ever: asked for progress, etcd answers for the whole stream
-once every watcher has caught up. The same question, asked when nothing was heard for a while, finds out that a server is frozen.
+One stream carries a watcher for each prefix. etcd sends a watcher's events in order, but one watcher may lag behind
+another, so a batch's `revision` is the least of theirs. A quiet prefix would hold it back for ever: asked for
+progress, etcd answers for the whole stream once every watcher has caught up. The same question, asked when nothing
+was heard for a while, finds out that a server is frozen.
 
-etcd never splits a revision over two answers of a watcher (fragments are not asked for), so a batch holds whole revisions. The header's
-revision is *not* what a watcher has seen: while it catches up, the header is ahead of its events.
+etcd never splits a revision over two answers of a watcher (fragments are not asked for), so a batch holds whole
+revisions. The header's revision is *not* what a watcher has seen: while it catches up, the header is ahead of its
+events.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import grpc
 from aetcd import rpc
@@ -24,9 +26,7 @@ from aetcd import rpc
 from ifabric.clock import Clock
 from ifabric.errors import Forbidden, Unavailable
 from ifabric.store.base import KV, Batch, Event, prefix_end
-
-if TYPE_CHECKING:
-    from ifabric.store.etcd import Etcd
+from ifabric.store.channel import Connection
 
 #: nothing heard for this long: ask; no answer for as long again: the endpoint is in trouble
 QUIET_S = 3.0
@@ -41,7 +41,7 @@ class CompactedError(Exception):
 class Watch:
     """One watch over some prefixes."""
 
-    def __init__(self, etcd: Etcd, clock: Clock, prefixes: tuple[bytes, ...], after_revision: int) -> None:
+    def __init__(self, etcd: Connection, clock: Clock, prefixes: tuple[bytes, ...], after_revision: int) -> None:
         self._etcd = etcd
         self._clock = clock
         self._prefixes = prefixes
@@ -51,6 +51,10 @@ class Watch:
         self._writing = asyncio.Lock()
         self._closed = False
         self.reconnects = 0
+
+    def ended(self) -> bool:
+        """Whether `close` was called."""
+        return self._closed
 
     def close(self) -> None:
         """Ends `batches`. Twice is harmless."""
@@ -71,7 +75,7 @@ class Watch:
 
     async def batches(self) -> AsyncIterator[Batch]:
         """Batches until `close`."""
-        while not self._closed:
+        while not self.ended():
             try:
                 channel = self._etcd.channel
             except Unavailable:
@@ -85,17 +89,15 @@ class Watch:
             except TimeoutError:
                 self._etcd.rotate(channel)
             except grpc.aio.AioRpcError as error:
-                if self._closed:
+                if self.ended():
                     return
                 if error.code() in (grpc.StatusCode.PERMISSION_DENIED, grpc.StatusCode.UNAUTHENTICATED):
                     raise Forbidden(f"etcd does not allow this watch: {error.details()}", what="etcd") from None
                 self._etcd.rotate(channel)
             except asyncio.CancelledError:
-                if (
-                    not self._closed
-                ):  # gRPC cancels the reader of a call that it ended; our own close is the other reason
-                    raise
-                return
+                if self.ended():  # our own close cancelled the call, and with it whoever was reading
+                    return
+                raise
             self.reconnects += 1
             await self._clock.sleep(self._clock.jitter(*BACKOFF_S))
 
@@ -169,7 +171,7 @@ class Watch:
                 got, at = await self._etcd.range(start, end, limit=PAGE, revision=revision)
                 revision = revision or at
                 events += (Event(kv, deleted=False, created=kv.version == 1) for kv in got.kvs)
-                if len(got.kvs) >= got.count:
+                if len(got.kvs) >= got.total:
                     break
                 start = got.kvs[-1].key + b"\x00"
         self._seen = dict.fromkeys(self._seen, revision)

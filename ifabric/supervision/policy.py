@@ -1,16 +1,17 @@
 """What to do when a child has ended. A function of values: nothing is started or stopped here.
 
-**Why a budget.** A crash that comes from a moment's bad luck is cured by starting again from what is stored. A crash that comes back at once is
-not, and starting again for ever only hides it. So every branch bears some restarts within some time; the next one is its parent's
-matter, whose own restart takes more of the world down with it and so cures more. At the root there is nobody left: the process ends
-with the reason, and whoever runs it (systemd, a person) decides.
+**Why a budget.** A crash that comes from a moment's bad luck is cured by starting again from what is stored. A crash
+that comes back at once is not, and starting again for ever only hides it. So every branch bears some restarts within
+some time; the next one is its parent's matter, whose own restart takes more of the world down with it and so cures
+more. At the root there is nobody left: the process ends with the reason, and whoever runs it (systemd, a person)
+decides.
 
-**Why the first restart is at once and the later ones are not.** The first is usually the cure, and callers are waiting. When it was not, the cause
-is outside (a server that is down), and asking it a thousand times a second helps nobody. The delay doubles with every restart that
-is still within the window, up to `DELAY_MAX_S`.
+**Why the first restart is at once and the later ones are not.** The first is usually the cure, and callers are
+waiting. When it was not, the cause is outside (a server that is down), and asking it a thousand times a second helps
+nobody. The delay doubles with every restart that is still within the window, up to `DELAY_MAX_S`.
 
-**Why a failed restart is an end like any other.** It is counted, delayed and escalated by the same rule, and while it waits the branch can be
-told to stop: nothing is ever retried in place.
+**Why a failed restart is an end like any other.** It is counted, delayed and escalated by the same rule, and while it
+waits the branch can be told to stop: nothing is ever retried in place.
 
 After OTP's supervisor (`add_restart`, `try_again_restart`).
 """

@@ -1,24 +1,26 @@
 """What is supervised, and how: data, checked when it is made.
 
-A `Branch` starts its children in order and stops them in reverse. When one ends, its strategy says which are started again, and its budget how
-often that may happen before the branch itself has failed and its parent decides. The whole tree is a literal in `ifabric.fabric`.
+A `Branch` starts its children in order and stops them in reverse. When one ends, its strategy says which are started
+again, and its budget how often that may happen before the branch itself has failed and its parent decides. The whole
+tree is a literal in `ifabric.fabric`.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Protocol
+from typing import Any, Protocol
 
 
 class Running(Protocol):
     """Anything that can be supervised. The lifecycle contract:
 
-    `start` returns when it is ready, or raises and leaves nothing behind. `stop` returns when nothing is left; it tolerates being called
-    twice, before `start`, and after `start` was cancelled. After `stop`, `start` begins a new life of the same object. `lost` belongs
-    to the life that `start` began, and is done, with the reason, when that life ended by itself.
+    `start` returns when it is ready, or raises and leaves nothing behind. `stop` returns when nothing is left; it
+    tolerates being called twice, before `start`, and after `start` was cancelled. After `stop`, `start` begins a new
+    life of the same object. `lost` belongs to the life that `start` began, and is done, with the reason, when that
+    life ended by itself.
     """
 
     async def start(self) -> None: ...
@@ -33,8 +35,8 @@ class Running(Protocol):
 class Part:
     """Makes a supervised thing of three functions."""
 
-    start: Callable[[], Awaitable[None]]
-    stop: Callable[[], Awaitable[None]]
+    start: Callable[[], Coroutine[Any, Any, None]]
+    stop: Callable[[], Coroutine[Any, Any, None]]
     of_lost: Callable[[], asyncio.Future[str] | None] = lambda: None
 
     @property

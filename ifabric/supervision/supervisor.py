@@ -1,7 +1,7 @@
 """Carries out what the policy decides: starts, stops and starts again the children of one branch.
 
-A supervisor is itself `Running`, so branches nest. It reads its own mailbox, in which the ends of its children arrive and also its own
-"try again": between two tries it can be told to stop.
+A supervisor is itself `Running`, so branches nest. It reads its own mailbox, in which the ends of its children arrive
+and also its own "try again": between two tries it can be told to stop.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ class Supervisor:
             children.append(about)
         return {"name": self._branch.name, "strategy": self._branch.strategy.value, "children": children}
 
-    # -- inside ---------------------------------------------------------------------------------------------------------
+    # -- inside ------------------------------------------------------------------------------------------------------
 
     async def _start(self, node: _Node) -> None:
         node.state, node.since = "starting", self._clock.monotonic()

@@ -63,7 +63,7 @@ def test_a_reserved_task_is_offered_to_nobody_until_it_is_given_up() -> None:
 
 def test_spreading_stays_within_one_priority() -> None:
     made = fill(stored("hi1", 1, priority=1), stored("hi2", 2, priority=1), stored("lo", 3))
-    assert {made.best(NONE, spread=8, pick=lambda n: i % n) for i in range(8)} == {"hi1", "hi2"}
+    assert {made.best(NONE, spread=8, pick=lambda n, i=i: i % n) for i in range(8)} == {"hi1", "hi2"}
 
 
 def test_what_was_deleted_does_not_come_back_by_a_late_read() -> None:

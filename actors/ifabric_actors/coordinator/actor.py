@@ -1,8 +1,8 @@
 """The coordinator: gives each task to one session at a time.
 
-A verb is carried out by one of the clerks: it reads the board, lets `rules` decide, and hands the plan to the `desk`, which commits it if
-nothing had changed. What happens by itself (expiry, unblocking, events) is in `sweeper` and `publisher`; how the board keeps up with
-etcd is in `feed`.
+A verb is carried out by one of the clerks: it reads the board, lets `rules` decide, and hands the plan to the `desk`,
+which commits it if nothing had changed. What happens by itself (expiry, unblocking, events) is in `sweeper` and
+`publisher`; how the board keeps up with etcd is in `feed`.
 """
 
 from __future__ import annotations

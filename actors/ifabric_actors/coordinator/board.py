@@ -1,11 +1,12 @@
 """The board: what this daemon knows of tasks and sessions, arranged for the questions it is asked.
 
-A mirror of etcd, fed by the watch and by the daemon's own commits; it can be thrown away at any time. It may be a moment behind, so nothing
-is granted on its word alone (the commit compares) and nothing refused on it without a look at etcd. Pure bookkeeping: no waiting.
+A mirror of etcd, fed by the watch and by the daemon's own commits; it can be thrown away at any time. It may be a
+moment behind, so nothing is granted on its word alone (the commit compares) and nothing refused on it without a look
+at etcd. Pure bookkeeping: no waiting.
 
-Pending tasks are kept in one sorted list for each *demand* (what they need and want). A session is offered the best head among the
-demands it can meet: highest priority first, then most wishes met, then oldest. With few demands, which is the rule, that is a
-handful of comparisons however many tasks are pending.
+Pending tasks are kept in one sorted list for each *demand* (what they need and want). A session is offered the best
+head among the demands it can meet: highest priority first, then most wishes met, then oldest. With few demands, which
+is the rule, that is a handful of comparisons however many tasks are pending.
 """
 
 from __future__ import annotations
@@ -118,7 +119,8 @@ class Board:
     ) -> str | None:
         """The pending task to offer a session with these capabilities; None when there is none.
 
-        `spread` > 1 takes one at random (`pick(n)` gives an index below n) of that many of the same priority, where daemons collide.
+        `spread` > 1 takes one at random (`pick(n)` gives an index below n) of that many of the same priority, where
+        daemons collide.
         """
         best: tuple[int, float, int, int] | None = None
         best_list: SortedKeyList[tuple[int, int, int, str]] | None = None
@@ -139,7 +141,7 @@ class Board:
     def missing(self, capabilities: frozenset[str]) -> list[str]:
         """The fewest capabilities that would open a pending task to the session; [] when nothing is pending."""
         lacks = [demand.needs - capabilities for demand in self._pending]
-        return sorted(min(lacks, key=len)) if lacks else []
+        return min((sorted(lack) for lack in lacks), key=len, default=[])
 
     @property
     def pending(self) -> int:
@@ -203,7 +205,7 @@ class Board:
         if known is not None and known.task.state == "pending":
             self._shelve(task_id, known, put=True)
 
-    # -- the indexes ----------------------------------------------------------------------------------------------------
+    # -- the indexes -------------------------------------------------------------------------------------------------
 
     def _link(self, task_id: str, stored: Stored) -> None:
         task = stored.task

@@ -1,11 +1,12 @@
 """Where a decision meets etcd: decide on what is known, commit if it is still so, else look again.
 
-A plan says which records to write and what it saw of them. It becomes one request of the group commit: every record unchanged since,
-every further condition, no receipt yet under this request id; then the records, the receipt with the answer, and what else the plan
-puts. When it does not go through, what is there instead is read, so the next decision is made on the truth.
+A plan says which records to write and what it saw of them. It becomes one request of the group commit: every record
+unchanged since, every further condition, no receipt yet under this request id; then the records, the receipt with the
+answer, and what else the plan puts. When it does not go through, what is there instead is read, so the next decision
+is made on the truth.
 
-*A grant is confirmed by its compares, a refusal by a read.* The board may be a moment behind, so a refusal that was decided on it is
-not spoken until the keys it depends on, and the request's receipt, have been read from etcd.
+*A grant is confirmed by its compares, a refusal by a read.* The board may be a moment behind, so a refusal that was
+decided on it is not spoken until the keys it depends on, and the request's receipt, have been read from etcd.
 """
 
 from __future__ import annotations
@@ -85,8 +86,8 @@ class Desk:
     ) -> Committed | Replayed:
         """Decides and commits until it goes through. `decide` must depend on these tasks and the caller's session only.
 
-        Raises what `decide` raises once etcd has confirmed it, `Overloaded` when others kept changing the tasks, and what
-        `Committer.commit` raises.
+        Raises what `decide` raises once etcd has confirmed it, `Overloaded` when others kept changing the tasks, and
+        what `Committer.commit` raises.
         """
         confirmed = False
         for _ in range(TRIES_MAX):

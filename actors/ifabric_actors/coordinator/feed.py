@@ -44,7 +44,7 @@ class Feed:
                 revision = revision or at
                 for kv in got.kvs:
                     self._present(kv)
-                if len(got.kvs) >= got.count:
+                if len(got.kvs) >= got.total:
                     break
                 start = got.kvs[-1].key + b"\x00"
                 await asyncio.sleep(0)
@@ -102,7 +102,8 @@ class Feed:
             task_id = key[len(records.TASKS) :].decode()
             known = self._board.tasks.get(task_id)
             if known is not None and known.mod_revision == kv.mod_revision:
-                return known.task  # our own commit, which is known already
+                mine: Task = known.task
+                return mine  # our own commit, which is known already
             expected = self._board.expected.get(task_id)
             if expected is not None and expected[0] == kv.value:
                 stored = Stored(expected[1], kv.mod_revision, kv.create_revision)

@@ -52,7 +52,7 @@ class Office:
 
     def known(self, task_id: str) -> Stored:
         """The task on the board. Raises `UnknownTask`."""
-        stored = self.board.tasks.get(task_id)
+        stored: Stored | None = self.board.tasks.get(task_id)
         if stored is None:
             raise UnknownTask(f"there is no task {task_id}", task=task_id)
         return stored

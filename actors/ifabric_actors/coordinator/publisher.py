@@ -1,9 +1,10 @@
 """Publishes what was committed: task events, made from the watch, into the journal.
 
-One daemon at a time does it, elected on a key; another takes over when it dies. The journal itself remembers how far it is: its newest
-events say their revision, so a successor goes on from there. One revision is a whole group commit and may have been appended in part, so
-the successor appends that one again: a message id is key, revision and place, and within the stream's duplicate window the same id is
-stored once. If etcd has compacted the revisions in between, a `resync` event says so: a follower then lists the board.
+One daemon at a time does it, elected on a key; another takes over when it dies. The journal itself remembers how far
+it is: its newest events say their revision, so a successor goes on from there. One revision is a whole group commit
+and may have been appended in part, so the successor appends that one again: a message id is key, revision and place,
+and within the stream's duplicate window the same id is stored once. If etcd has compacted the revisions in between, a
+`resync` event says so: a follower then lists the board.
 """
 
 from __future__ import annotations
@@ -85,7 +86,8 @@ class Publisher:
         self.leading = True
         publishing = asyncio.create_task(self._publish(journal, newest, joined), name="publish events")
         try:
-            await asyncio.wait({publishing, session.lost}, return_when=asyncio.FIRST_COMPLETED)
+            either: list[asyncio.Future[Any]] = [publishing, session.lost]
+            await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
             if publishing.done():
                 publishing.result()
         finally:

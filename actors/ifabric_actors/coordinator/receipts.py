@@ -1,7 +1,8 @@
 """The leases that receipts hang on: a receipt is kept for a while, then etcd forgets it by itself.
 
-One lease serves many receipts, but not too many: a lease that ends deletes all its keys in one step of etcd's, so a lease is retired after
-`RECEIPTS_MAX` receipts or a minute. A receipt lives at least `keep_s` seconds, at most twice that.
+One lease serves many receipts, but not too many: a lease that ends deletes all its keys in one step of etcd's, so a
+lease is retired after `RECEIPTS_MAX` receipts or a minute. A receipt lives at least `keep_s` seconds, at most twice
+that.
 """
 
 from __future__ import annotations

@@ -6,8 +6,8 @@
     receipts/<session>/<request_id>  the first answer to a request; hangs on a lease of the daemon that gave it
     deadlines/<task>                 a claim with a time limit of its own; hangs on a lease of that length
 
-Values are JSON, for `etcdctl get` to show. The record of a task says who did the last thing to it, under which fence and with which
-request id: it is the truth that events and audit are made from.
+Values are JSON, for `etcdctl get` to show. The record of a task says who did the last thing to it, under which fence
+and with which request id: it is the truth that events and audit are made from.
 """
 
 from __future__ import annotations

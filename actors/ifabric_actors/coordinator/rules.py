@@ -1,21 +1,23 @@
 """What the coordinator believes about tasks, claims and fences. Pure: no clock, no store, no waiting.
 
-**A claim is a lease, and a lease is not a lock.** etcd decides when a session is dead; the session's work goes on wherever it runs, and finds out
-later. So the promise is not "only one works on it", which nobody can keep, but: *at most one is told granted under a fence, fences only
-grow, and what arrives under an old one changes nothing*. The fence goes to every side effect that can check it.
+**A claim is a lease, and a lease is not a lock.** etcd decides when a session is dead; the session's work goes on
+wherever it runs, and finds out later. So the promise is not "only one works on it", which nobody can keep, but: *at
+most one is told granted under a fence, fences only grow, and what arrives under an old one changes nothing*. The
+fence goes to every side effect that can check it.
 
-**The fence** is ``incarnation * 2^40 + generation``: the generation counts the grants of this task; the incarnation counts the
-restores of the cluster, because a restored backup has forgotten the last generations and would give them out again.
-2^53 keeps it exact in every JSON reader. It is never compared with another task's.
+**The fence** is ``incarnation * 2^40 + generation``: the generation counts the grants of this task; the incarnation
+counts the restores of the cluster, because a restored backup has forgotten the last generations and would give them
+out again. 2^53 keeps it exact in every JSON reader. It is never compared with another task's.
 
-**Attempts.** A grant costs one. Giving the task back on purpose (`release`, `bye`) returns it; failing, or dying with it, does not. When
-the last one is spent the task is `dead`, and only an operator brings it back: a poisonous task must not eat the swarm.
+**Attempts.** A grant costs one. Giving the task back on purpose (`release`, `bye`) returns it; failing, or dying with
+it, does not. When the last one is spent the task is `dead`, and only an operator brings it back: a poisonous task
+must not eat the swarm.
 
-**Who may end a claim**: the session that holds it, under its fence, while its session's lease lives (the actor adds that compare
-to the transaction); the lease's end; the claim's own deadline; an operator.
+**Who may end a claim**: the session that holds it, under its fence, while its session's lease lives (the actor adds
+that compare to the transaction); the lease's end; the claim's own deadline; an operator.
 
-Every function takes what is stored and returns what is to be stored, or raises the refusal. The commit compares that what was
-stored is still so: a decision made on old knowledge has no effect.
+Every function takes what is stored and returns what is to be stored, or raises the refusal. The commit compares that
+what was stored is still so: a decision made on old knowledge has no effect.
 """
 
 from __future__ import annotations
@@ -176,7 +178,7 @@ def claimed(
     return grown
 
 
-# -- ending a claim -----------------------------------------------------------------------------------------------------
+# -- ending a claim --------------------------------------------------------------------------------------------------
 
 
 def check_holder(task: Task, session: str, fence: int, *, seat: Seat | None, incarnation: int) -> None:
@@ -247,7 +249,7 @@ def _spent(task: Task, event: Event, entry: Entry, *, again: bool, error: str) -
     return _move(task, "give_up", entry, dead, error=error, **_FREE)
 
 
-# -- dependencies and operators -------------------------------------------------------------------------------------------
+# -- dependencies and operators --------------------------------------------------------------------------------------
 
 
 def unblocked(task: Task, *, by: str, now: int) -> Task:

@@ -88,7 +88,8 @@ class Sessions:
         unnamed = [task for task in board.held.get(session, ()) if task not in named]
         if doubtful or unnamed:
             await self._desk.learn_tasks((*doubtful, *unnamed), session)
-        lost, cancelled = [], []
+        lost: list[wire.HeldClaim] = []
+        cancelled: list[wire.HeldClaim] = []
         for held in message.claims:
             if not self._is_held(held.task, session, held.fence):
                 known = board.tasks.get(held.task)
@@ -152,7 +153,7 @@ class Sessions:
         stored = self._board.tasks.get(task_id)
         if stored is None:
             return False
-        task = stored.task
+        task: Task = stored.task
         return task.state == "claimed" and task.session == session and task.fence == fence
 
 

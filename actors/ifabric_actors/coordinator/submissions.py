@@ -122,4 +122,4 @@ class Submissions:
             for task_id, stored in found
         )
         after = found[-1][0] if more else None
-        return wire.ListReply(tasks=lines, after=after, counts={**self._board.counts})
+        return wire.ListReply(tasks=lines, after=after, counts=dict[str, int](self._board.counts.items()))

@@ -1,8 +1,9 @@
 """What happens without anybody asking: claims expire, tasks are unblocked.
 
-The watch says at once that a session's key has gone; a slow pass over the claims finds whatever the watch's moment missed (the daemon that saw
-it died, a restart, a restore). Several daemons see the same: each waits a little, at random, looks again, and the compare lets one of
-them win. An expiry compares in etcd that the lease is really gone, so a board that is behind cannot rob a live holder.
+The watch says at once that a session's key has gone; a slow pass over the claims finds whatever the watch's moment
+missed (the daemon that saw it died, a restart, a restore). Several daemons see the same: each waits a little, at
+random, looks again, and the compare lets one of them win. An expiry compares in etcd that the lease is really gone,
+so a board that is behind cannot rob a live holder.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ class Sweeper:
         self._work = asyncio.Event()
         self._expired = metrics.counter("if_coordinator_expired_total")
 
-    # -- told by the board (must not wait) ------------------------------------------------------------------------------
+    # -- told by the board (must not wait) ---------------------------------------------------------------------------
 
     def session_gone(self, session: str, lease: int) -> None:
         for task_id in self._board.held.get(session, ()):
@@ -62,7 +63,7 @@ class Sweeper:
         if self._unblock:
             self._work.set()
 
-    # -- the tasks of the actor -------------------------------------------------------------------------------------------
+    # -- the tasks of the actor --------------------------------------------------------------------------------------
 
     async def sweep(self) -> None:
         """Never returns. Raises what makes the actor start again."""

@@ -1,7 +1,7 @@
 """Sessions that wait for a task: long polls of `next`.
 
-They are kept by what they can do, oldest first. A task that becomes pending wakes the oldest one that can take it, and that one only:
-waking all would make them race for it.
+They are kept by what they can do, oldest first. A task that becomes pending wakes the oldest one that can take it,
+and that one only: waking all would make them race for it.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ from ifabric.errors import Overloaded, Unavailable
 
 
 class Waiter(NamedTuple):
+    """A place in the queue."""
+
     number: int
     capabilities: frozenset[str]
     woken: asyncio.Future[None]
@@ -33,7 +35,9 @@ class Waiters:
         return self._count
 
     def park(self, capabilities: frozenset[str]) -> Waiter:
-        """A place in the queue; `woken` is done when a task may be there. Raises `Overloaded`, `Unavailable` when draining."""
+        """A place in the queue; `woken` is done when a task may be there. Raises `Overloaded`, `Unavailable` when
+        draining.
+        """
         if self._closed:
             raise Unavailable("The daemon is stopping; ask again, another one will answer.", what="draining")
         if self._count >= self._most:
