@@ -97,8 +97,9 @@ class Actor:
             message = _message_of(cls, name, function)
             key = (message.verb, message.admin)
             if key in table:
-                raise TypeError(f"{cls.__name__}.{name}: {message.verb} has a handler already")
-            if message.component != cls.component:
+                taken = table[key].function.__qualname__
+                raise TypeError(f"{cls.__name__}.{name}: {message.verb} has a handler already, {taken}")
+            if message.component != getattr(cls, "component", None):
                 raise TypeError(f"{cls.__name__}.{name}: {message.__name__} belongs to {message.component}")
             table[key] = Handler(message, msgspec.json.Decoder(message), function)
         cls.handlers = table
@@ -141,10 +142,14 @@ class Actor:
         if self._stopping:
             return
         error = None if task.cancelled() else task.exception()
+        if error is not None:
+            self.context.log.error("a task of the actor failed", task=task.get_name(), exc_info=error)
         self.crash(f"{task.get_name()} ended: {error!r}" if error is not None else f"{task.get_name()} ended")
 
 
 def _message_of(cls: type[Actor], name: str, function: Callable[..., Any]) -> type[Request]:
+    if not inspect.iscoroutinefunction(function):
+        raise TypeError(f"{cls.__name__}.{name}: a handler is an `async def`")
     parameters = list(inspect.signature(function).parameters)
     hints = typing.get_type_hints(function)
     message = hints.get(parameters[1]) if len(parameters) > 1 else None

@@ -2,7 +2,7 @@
 
 A process that was stopped, swapped out or starved for seconds wakes up with a socket full of requests whose senders
 have long given up and asked somebody else. Answering them does no harm to what is true (the store compares), but it
-costs others the time. So: a beat every `BEAT_S`; when a message arrives and the last beat is older than `FROZEN_S`,
+costs others the time. So: a beat every `BEAT_S`; when a message arrives and the next beat is late by `FROZEN_S`,
 the process was frozen. It drops its backlog unanswered, and `lost` makes the supervisor join again with a new
 connection and rebuild the actors from the store.
 """
@@ -45,6 +45,7 @@ class Pulse:
         if task is not None:
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
+        self._lost = None
 
     def frozen(self) -> bool:
         """Whether the process stood still, just now or since it was last started."""

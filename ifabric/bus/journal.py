@@ -42,7 +42,7 @@ async def open_journal(client: Client, spec: JournalSpec | str) -> JetStreamJour
         subjects=list(spec.subjects),
         max_age=spec.max_age_s,
         max_bytes=spec.max_bytes,
-        duplicate_window=spec.duplicate_window_s,
+        duplicate_window=min(spec.duplicate_window_s, spec.max_age_s),  # the server's rule
         num_replicas=spec.replicas,
         storage=js.StorageType.FILE,
         discard=js.DiscardPolicy.OLD,

@@ -28,6 +28,16 @@ from ifabric.clock import monotonic
 Admit = Callable[[Msg, Callable[[float, str | None], None]], Incoming | None]
 
 
+async def settled(client: Client) -> None:
+    """Returns when the server has taken everything that was sent before, and we what it had sent.
+
+    nats-py's `flush` writes its PING straight to the socket, past the commands that wait in its buffer, so one answer
+    says nothing of them. By the time it has come, the buffer has been written; the second PING is behind it.
+    """
+    await client.flush()
+    await client.flush()
+
+
 class DirectQueue:
     """Takes the place of a subscription's queue: what is put into it is handled at once."""
 
@@ -72,7 +82,10 @@ class ConcurrentEndpoint(MicroEndpoint):  # type: ignore[misc]
     async def _stop(self) -> None:
         subscription, self._subscription = self._subscription, None
         if subscription is not None:
-            await subscription.drain()
+            client = self._service._client
+            await client._send_unsubscribe(subscription._id)
+            await settled(client)
+            client._remove_sub(subscription._id)
 
     def _take(self, msg: Msg) -> None:
         incoming = self._admit(msg, self.answered)

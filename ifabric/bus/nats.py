@@ -24,7 +24,7 @@ from nats.aio.msg import Msg
 
 from ifabric.bus.base import Answer, Endpoint, Headers, Incoming, Journal, JournalSpec, Service, Subscription
 from ifabric.bus.journal import open_journal
-from ifabric.bus.micro import MicroService
+from ifabric.bus.micro import MicroService, settled
 from ifabric.clock import Clock, monotonic
 from ifabric.errors import BadRequest, FabricError, Forbidden, TooLarge, Unavailable, Unreachable
 from ifabric.wire import subjects
@@ -60,7 +60,7 @@ def translate(error: Exception) -> FabricError:
         return BadRequest(f"the subject is not one: {error}")
     if isinstance(error, nats.errors.TimeoutError | TimeoutError):
         return Unavailable("no answer in time; whether it was carried out is unknown", what="nats", reason="timeout")
-    if isinstance(error, nats.errors.AuthorizationError | nats.errors.PermissionsViolationError):
+    if isinstance(error, nats.errors.AuthorizationError):
         return Forbidden(f"NATS does not allow it: {error}", what="nats")
     return Unavailable(f"not connected to NATS ({error or type(error).__name__})", what="nats", reason="disconnected")
 
@@ -181,7 +181,7 @@ class Nats:
         self._closing = True
         try:
             if self._client.is_connected:
-                await self._client.flush(2)
+                await settled(self._client)
         except (nats.errors.Error, OSError):
             pass  # what was not sent now is lost with the connection, and its senders were told nothing
         await self._client.close()
@@ -252,7 +252,7 @@ class Nats:
                 pending_msgs_limit=self._settings.pending_msgs_max,
                 pending_bytes_limit=self._settings.pending_bytes_max,
             )
-            await self._client.flush()
+            await settled(self._client)
         except (nats.errors.Error, OSError) as error:
             raise translate(error) from None
         return _Subscription(subscription)
@@ -261,7 +261,7 @@ class Nats:
         service = MicroService(self._client, name, version, description, self._admit)
         try:
             await service.open(endpoints)
-            await self._client.flush()
+            await settled(self._client)
         except (nats.errors.Error, OSError) as error:
             raise translate(error) from None
         return service

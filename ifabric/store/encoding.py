@@ -24,9 +24,9 @@ _SMALL = [bytes((n,)) for n in range(128)]
 
 def varint(number: int) -> bytes:
     """A non-negative integer, seven bits a byte, lowest first."""
-    if number < 128:
+    if 0 <= number < 128:
         return _SMALL[number]
-    if number < 16384:
+    if 0 < number < 16384:
         return bytes((number & 0x7F | 0x80, number >> 7))
     out = bytearray()
     while number > 127:

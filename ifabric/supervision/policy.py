@@ -53,7 +53,8 @@ Decision = Forget | Again | Escalate
 def after_exit(branch: Branch, child: str, reason: str, history: Sequence[float], now: float) -> Decision:
     """What to do now that `child` has ended with `reason`.
 
-    `history` holds the times of the branch's restarts so far, on the clock of `now`, in seconds.
+    `history` holds the times of the branch's restarts so far, those that still wait for their delay included, on the
+    clock of `now`, in seconds.
     """
     names = [one.name for one in branch.children]
     spec = branch.children[names.index(child)]

@@ -11,7 +11,7 @@ import asyncio
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 
 class Running(Protocol):
@@ -20,7 +20,7 @@ class Running(Protocol):
     `start` returns when it is ready, or raises and leaves nothing behind. `stop` returns when nothing is left; it
     tolerates being called twice, before `start`, and after `start` was cancelled. After `stop`, `start` begins a new
     life of the same object. `lost` belongs to the life that `start` began, and is done, with the reason, when that
-    life ended by itself.
+    life ended by itself. `ifabric.testing.lifecycle` holds a thing to all this.
     """
 
     async def start(self) -> None: ...
@@ -29,6 +29,17 @@ class Running(Protocol):
 
     @property
     def lost(self) -> asyncio.Future[str] | None: ...
+
+
+@runtime_checkable
+class Resumable(Running, Protocol):
+    """A thing of which something outlives the end of one life, for the next to take over.
+
+    When its life ended by itself, `clear` comes before the next `start`, instead of `stop`: it ends what cannot go on.
+    `stop` may still come after it, and ends all.
+    """
+
+    async def clear(self) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -99,9 +110,13 @@ class Branch:
     strategy: Strategy
     budget: Budget
     children: tuple[Child | Branch, ...] = field(default=())
-    shutdown_s: float = 60.0
+
+    @property
+    def shutdown_s(self) -> float:
+        """How long its children may take, one after another, and a second more."""
+        return sum(child.shutdown_s for child in self.children) + 1.0
 
     def __post_init__(self) -> None:
         names = [child.name for child in self.children]
         if not self.name or len(set(names)) != len(names):
-            raise ValueError(f"the children of a branch have different names: {names}")
+            raise ValueError(f"a branch has a name, and its children have different ones: {names}")
