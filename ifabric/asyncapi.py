@@ -1,21 +1,59 @@
-"""The wire protocol as an AsyncAPI 3 document, made from the message structs."""
+"""The wire protocol as an AsyncAPI 3 document, made from the message structs.
+
+What is described is the daemon: it receives requests on one channel a verb and sends events on one channel each. A
+reply goes to the inbox that the request names, which is NATS's business: its channel has no address.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import msgspec
 
 from ifabric import __version__
-from ifabric.errors import CallerError, ServerError, all_codes
+from ifabric.errors import CallerError, FabricError, ServerError, all_codes
 from ifabric.wire import coordinator as wire
 from ifabric.wire import subjects
+from ifabric.wire.envelope import (
+    DEADLINE_HEADER,
+    ERROR_CODE_HEADER,
+    ERROR_HEADER,
+    MSG_ID_HEADER,
+    TRACE_HEADER,
+    Request,
+)
 
 _REF = "#/components/schemas/{name}"
-SESSION = {
+_SESSION = {
     "description": "Who asks: proven by the server's permissions, never by the payload.",
     "examples": ["worker-1"],
 }
+_REQUEST_HEADERS = {
+    "type": "object",
+    "properties": {
+        DEADLINE_HEADER: {
+            "type": "string",
+            "pattern": "^[0-9]+$",
+            "description": "Milliseconds: work that cannot finish in time is refused, not started.",
+        },
+        TRACE_HEADER: {"type": "string", "description": "W3C trace context."},
+    },
+}
+_ERROR_HEADERS = {
+    "type": "object",
+    "required": [ERROR_HEADER, ERROR_CODE_HEADER],
+    "properties": {
+        ERROR_HEADER: {"type": "string", "description": "A sentence."},
+        ERROR_CODE_HEADER: {"type": "string", "pattern": "^[1-5][0-9]{2}$"},
+    },
+}
+_EVENT_HEADERS = {
+    "type": "object",
+    "required": [MSG_ID_HEADER],
+    "properties": {MSG_ID_HEADER: {"type": "string", "description": "The same for the same event, whoever sends it."}},
+}
+EVENTS = (*wire.EVENTS, *wire.FURTHER_EVENTS)
 
 
 def document() -> dict[str, Any]:
@@ -23,62 +61,76 @@ def document() -> dict[str, Any]:
     types: list[Any] = [*wire.REQUESTS, *dict.fromkeys(wire.REPLIES.values()), wire.TaskEvent]
     _, schemas = msgspec.json.schema_components(types, ref_template=_REF)
     schemas["Error"] = _error_schema()
-    messages: dict[str, Any] = {name: {"payload": {"$ref": _REF.format(name=name)}} for name in schemas}
     channels: dict[str, Any] = {}
     operations: dict[str, Any] = {}
     for request in wire.REQUESTS:
-        name = f"{'admin_' if request.admin else ''}{request.component}_{request.verb}"
-        subject = subjects.endpoint(request.component, request.verb, admin=request.admin)[:-1] + "{session}"
-        reply = request.reply.__name__
-        channels[name] = {
-            "address": subject,
-            "parameters": {"session": SESSION},
-            "messages": {request.__name__: {"$ref": f"#/components/messages/{request.__name__}"}},
-        }
-        channels[f"{name}_reply"] = {
-            "address": None,
-            "messages": {one: {"$ref": f"#/components/messages/{one}"} for one in (reply, "Error")},
-        }
-        operations[name] = {
-            "action": "receive",
-            "summary": (request.__doc__ or "").strip(),
-            "channel": {"$ref": f"#/channels/{name}"},
-            "messages": [{"$ref": f"#/channels/{name}/messages/{request.__name__}"}],
-            "reply": {
-                "channel": {"$ref": f"#/channels/{name}_reply"},
-                "messages": [{"$ref": f"#/channels/{name}_reply/messages/{one}"} for one in (reply, "Error")],
-            },
-            "bindings": {"nats": {"queue": request.component, "bindingVersion": "0.1.0"}},
-        }
-    for event in (*wire.EVENTS, *wire.FURTHER_EVENTS):
-        name = f"event_task_{event}"
-        channels[name] = {
-            "address": subjects.event("task", event),
-            "messages": {"TaskEvent": {"$ref": "#/components/messages/TaskEvent"}},
-        }
-        operations[name] = {
-            "action": "send",
-            "channel": {"$ref": f"#/channels/{name}"},
-            "messages": [{"$ref": f"#/channels/{name}/messages/TaskEvent"}],
-        }
+        _add_verb(request, channels, operations)
+    for event in EVENTS:
+        _add_event(event, channels, operations)
     return {
         "asyncapi": "3.0.0",
         "info": {
             "title": "InfraFabric",
             "version": __version__,
-            "description": "Tasks, claims and events over NATS: JSON in UTF-8, one object a message. Errors carry the headers of ADR-32.",
+            "description": "Tasks, claims and events over NATS: JSON in UTF-8, one object a message. "
+            "Errors carry the headers of ADR-32.",
             "license": {"name": "Apache-2.0"},
         },
         "defaultContentType": "application/json",
         "channels": channels,
         "operations": operations,
-        "components": {"schemas": _without_discriminators(schemas), "messages": messages},
+        "components": {"schemas": _without_discriminators(schemas), "messages": _messages()},
     }
 
 
+def _add_verb(request: type[Request], channels: dict[str, Any], operations: dict[str, Any]) -> None:
+    name = f"{'admin_' if request.admin else ''}{request.component}_{request.verb}"
+    channels[name] = {
+        "address": subjects.endpoint(request.component, request.verb, admin=request.admin)[:-1] + "{session}",
+        "parameters": {"session": _SESSION},
+        "messages": _refs("#/components/messages", request.__name__),
+    }
+    answers = (request.reply.__name__, "Error")
+    channels[f"{name}_reply"] = {"address": None, "messages": _refs("#/components/messages", *answers)}
+    operations[name] = {
+        "action": "receive",
+        "summary": (request.__doc__ or "").strip(),
+        "channel": {"$ref": f"#/channels/{name}"},
+        "messages": list(_refs(f"#/channels/{name}/messages", request.__name__).values()),
+        "reply": {
+            "channel": {"$ref": f"#/channels/{name}_reply"},
+            "messages": list(_refs(f"#/channels/{name}_reply/messages", *answers).values()),
+        },
+        "bindings": {"nats": {"queue": request.component, "bindingVersion": "0.1.0"}},
+    }
+
+
+def _add_event(event: str, channels: dict[str, Any], operations: dict[str, Any]) -> None:
+    name = f"event_task_{event}"
+    channels[name] = {
+        "address": subjects.event("task", event),
+        "messages": _refs("#/components/messages", wire.TaskEvent.__name__),
+    }
+    operations[name] = {
+        "action": "send",
+        "channel": {"$ref": f"#/channels/{name}"},
+        "messages": list(_refs(f"#/channels/{name}/messages", wire.TaskEvent.__name__).values()),
+    }
+
+
+def _refs(where: str, *names: str) -> dict[str, dict[str, str]]:
+    return {name: {"$ref": f"{where}/{name}"} for name in names}
+
+
+def _messages() -> dict[str, Any]:
+    made: dict[str, Any] = {one.__name__: {"headers": _REQUEST_HEADERS} for one in wire.REQUESTS}
+    made |= {one.__name__: {} for one in wire.REPLIES.values()}
+    made |= {"Error": {"headers": _ERROR_HEADERS}, wire.TaskEvent.__name__: {"headers": _EVENT_HEADERS}}
+    return {name: {"name": name, **about, "payload": {"$ref": _REF.format(name=name)}} for name, about in made.items()}
+
+
 def _error_schema() -> dict[str, Any]:
-    codes = all_codes()
-    on_wire = sorted(code for code, kind in codes.items() if issubclass(kind, CallerError | ServerError))
+    codes = {code: kind for code, kind in sorted(all_codes().items()) if issubclass(kind, CallerError | ServerError)}
     return {
         "type": "object",
         "required": ["error"],
@@ -88,13 +140,18 @@ def _error_schema() -> dict[str, Any]:
                 "required": ["code", "message", "retryable"],
                 "additionalProperties": True,
                 "properties": {
-                    "code": {"enum": on_wire, "description": "; ".join(f"{c}: {codes[c].status}" for c in on_wire)},
+                    "code": {"enum": list(codes), "description": _said(codes)},
                     "message": {"type": "string"},
                     "retryable": {"type": "boolean"},
                 },
             }
         },
     }
+
+
+def _said(codes: Mapping[str, type[FabricError]]) -> str:
+    """A line for each code: its ADR-32 number and its sentence."""
+    return "\n".join(f"- {code} ({kind.status}): {kind().message}" for code, kind in codes.items())
 
 
 def _without_discriminators(value: Any) -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Sequence
 
@@ -17,4 +16,4 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     from ifabric.cli.app import run_app
 
-    return run_app(arguments, debug=bool(os.environ.get("IFABRIC_DEBUG")))
+    return run_app(arguments)

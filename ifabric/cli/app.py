@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-import asyncio
+import os
+import sys
 import traceback
 from collections.abc import Sequence
+from typing import Any
 
-from cyclopts import App, CycloptsError
+from cyclopts import App, CycloptsError, Parameter
 
 from ifabric import __version__
 from ifabric.errors import ConfigError, FabricError, Unavailable, Unreachable
 
-OK, FAILED, USAGE, UNREACHABLE = 0, 1, 2, 3
+OK, FAILED, USAGE, UNREACHABLE, INTERRUPTED = 0, 1, 2, 3, 130
 
-app = App(
-    name="ifabric",
-    version=f"ifabric {__version__}",
-    help="""The coordination fabric for swarms of agents: a task that nobody else has, over NATS, decided by etcd.
+HELP = """The coordination fabric for swarms of agents: a task that nobody else has, over NATS, decided by etcd.
 
     Without a verb it runs a daemon (`ifabric run`), with servers of its own unless others are configured.
 
-    Examples:
+    For example:
 
         ifabric demo                      a swarm on this machine, start to end
         ifabric run                       a daemon
@@ -28,33 +27,32 @@ app = App(
         ifabric task list                 see what is there
         ifabric watch                     see what happens
 
-    Every verb takes --json for machines. Exit codes: 0 done, 1 failed, 2 usage or configuration, 3 nothing answers.""",
-    help_format="plaintext",
-)
-task = App(name="task", help="Tasks: look at them, take them, end them.")
-board = App(name="board", help="Boards: put many tasks there at once.")
-svc = App(name="svc", help="The daemon's services, as any NATS client discovers them (ADR-32).")
-for group in (board, task, svc):
-    app.command(group)
-
-#: every verb: its name, where it is, and the line that `--help` of its group shows
+    Every verb but `run` takes --json for machines. NO_COLOR is respected.
+    IFABRIC_DEBUG=1 shows where an error comes from.
+    Exit codes: 0 done, 1 failed, 2 usage or configuration, 3 nothing answers."""
+GROUPS = {
+    "board": "Boards: put many tasks there at once.",
+    "task": "Tasks: look at them, take them, end them.",
+    "svc": "The daemon's services, as any NATS client discovers them (ADR-32).",
+}
+#: every verb: its name, where it is, and the line that the help of its group shows
 VERBS = (
     ("run", "ifabric.cli.run:run", "Run a daemon (the default)."),
     ("demo", "ifabric.cli.demo:demo", "A swarm on this machine, start to end, checked."),
     ("check-config", "ifabric.cli.run:check_config", "Say what is wrong with configuration files."),
-    ("status", "ifabric.cli.ops:status", "The daemon on this machine: health, tasks, sessions."),
+    ("status", "ifabric.cli.ops:status", "The daemon of this machine: health, tasks, sessions."),
     ("smoke", "ifabric.cli.smoke:smoke", "The runbook's three smoke tests against a running daemon."),
     ("watch", "ifabric.cli.watch:watch", "What happens, as it happens."),
     ("asyncapi", "ifabric.cli.ops:asyncapi", "The wire protocol as AsyncAPI 3."),
     ("board load", "ifabric.cli.board:load", "Put a Markdown, YAML or JSON board there."),
     ("task list", "ifabric.cli.task:list_", "Tasks, by state."),
     ("task show", "ifabric.cli.task:show", "One task, with its history."),
-    ("task claim", "ifabric.cli.task:claim", "Take a task by its id."),
-    ("task next", "ifabric.cli.task:next_", "Take the best task there is."),
-    ("task renew", "ifabric.cli.task:renew", "Keep what a session holds."),
-    ("task complete", "ifabric.cli.task:complete", "The work is done."),
-    ("task fail", "ifabric.cli.task:fail", "The attempt failed."),
-    ("task release", "ifabric.cli.task:release", "Give a task back."),
+    ("task claim", "ifabric.cli.holding:claim", "Take a task by its id."),
+    ("task next", "ifabric.cli.holding:next_", "Take the best task there is."),
+    ("task renew", "ifabric.cli.holding:renew", "Keep what a session holds."),
+    ("task complete", "ifabric.cli.holding:complete", "The work is done."),
+    ("task fail", "ifabric.cli.holding:fail", "The attempt failed."),
+    ("task release", "ifabric.cli.holding:release", "Give a task back."),
     ("task cancel", "ifabric.cli.task:cancel", "Take a task off the board (operators)."),
     ("task requeue", "ifabric.cli.task:requeue", "Put a dead or cancelled task back (operators)."),
     ("task purge", "ifabric.cli.task:purge", "Delete a finished task (operators)."),
@@ -62,39 +60,70 @@ VERBS = (
     ("svc info", "ifabric.cli.svc:info", "Their endpoints."),
     ("svc stats", "ifabric.cli.svc:stats", "Their requests, errors and times."),
 )
+#: first words that are the program's own, and not options of `run`
+OWN_FLAGS = ("--help", "-h", "--version", "--install-completion")
 
 
-def _register() -> None:
-    """The verbs, by module and function. Resolved when one is called."""
+def build(words: Sequence[str] = ()) -> App:
+    """The tree. A verb's module is imported when it is called; the one in `words` shows its own, longer help."""
+    defaults = Parameter(negative=(), show_default=_default)
+    app = App(
+        name="ifabric",
+        version=f"ifabric {__version__}",
+        help=HELP,
+        help_format="plaintext",
+        default_parameter=defaults,
+    )
+    groups = {name: App(name=name, help=says) for name, says in GROUPS.items()}
+    for group in groups.values():
+        app.command(group)
     for name, target, says in VERBS:
         *nouns, verb = name.split()
-        group = {"board": board, "task": task, "svc": svc}[nouns[0]] if nouns else app
-        group.command(target, name=verb, help=says)
+        called = list(words[: len(nouns) + 1]) == [*nouns, verb]
+        (groups[nouns[0]] if nouns else app).command(target, name=verb, help=None if called else says)
     app.register_install_completion_command()
+    return app
 
 
-def run_app(arguments: Sequence[str], *, debug: bool) -> int:
-    """Parses and runs. An error is one clear sentence on stderr."""
-    from ifabric.cli.output import complain
+def _default(value: Any) -> str | None:
+    """Defaults that say something."""
+    return None if value in (None, False, (), "") else str(value)
 
-    _register()
+
+def run_app(arguments: Sequence[str]) -> int:
+    """Parses and runs. An error is one clear sentence on stderr, and with --json its body on stdout too."""
     given = list(arguments)
-    if not given or (given[0].startswith("-") and given[0] not in ("--help", "-h", "--version")):
+    if not given or (given[0].startswith("-") and given[0] not in OWN_FLAGS):
         given.insert(0, "run")  # the default verb
     try:
-        code = app(given, exit_on_error=False, print_error=True, result_action="return_value")
+        code = build(given)(given, exit_on_error=False, print_error=True, result_action="return_value")
+        sys.stdout.flush()  # here, where a closed pipe can be dealt with
     except CycloptsError:
         return USAGE
     except KeyboardInterrupt:
-        return 130
+        return INTERRUPTED
+    except BrokenPipeError:  # `ifabric ... | head`: the reader has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return FAILED
     except FabricError as error:
-        if debug:
-            traceback.print_exc()
-        complain(error)
-        if isinstance(error, ConfigError):
-            return USAGE
-        gone = isinstance(error, Unreachable) or (isinstance(error, Unavailable) and error.facts.get("what") == "nats")
-        return UNREACHABLE if gone else FAILED
-    except asyncio.CancelledError:
-        return 130
+        return _refused(error, json="--json" in given)
+    except Exception as error:
+        if os.environ.get("IFABRIC_DEBUG"):
+            raise
+        kind = f"{type(error).__name__}: {error}"
+        return _refused(FabricError(f"a bug in ifabric: {kind} (IFABRIC_DEBUG=1 shows where)"), json="--json" in given)
     return code if isinstance(code, int) else OK
+
+
+def _refused(error: FabricError, *, json: bool) -> int:
+    from ifabric.cli.output import complain, print_json
+
+    if os.environ.get("IFABRIC_DEBUG"):
+        traceback.print_exc()
+    complain(error)
+    if json:
+        print_json(error.to_body())
+    if isinstance(error, ConfigError):
+        return USAGE
+    gone = isinstance(error, Unreachable) or (isinstance(error, Unavailable) and error.facts.get("what") == "nats")
+    return UNREACHABLE if gone else FAILED

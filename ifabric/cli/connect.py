@@ -1,39 +1,34 @@
-"""How a verb reaches the fabric: the options that all of them share, and a client for one command."""
+"""How a verb reaches the fabric: a client for one command."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
-from cyclopts import Parameter
+from ifabric.cli.options import Where
+from ifabric.errors import ConfigError
+from ifabric.wire.subjects import SESSION, SESSION_ID
 
-from ifabric.client import Client
+if TYPE_CHECKING:
+    from ifabric.client import Client
 
 T = TypeVar("T")
-
-
-@Parameter(name="*")
-@dataclass(frozen=True)
-class Where:
-    """Where the fabric is."""
-
-    nats: Annotated[
-        str | None, Parameter(help="NATS URLs, comma-separated. Default: $IFABRIC_NATS, or this machine's daemon.")
-    ] = None
-    state_dir: Annotated[Path | None, Parameter(help="State directory of the local daemon.")] = None
-    timeout: Annotated[float, Parameter(help="Seconds to try.")] = 5.0
 
 
 def client(
     where: Where | None, session: str | None = None, *, ttl_s: int | None = None, capabilities: tuple[str, ...] = ()
 ) -> Client:
     """A client that says bye when it leaves; set `leave_on_exit` for one that does not."""
+    from ifabric.client import Client
+
+    name = session or os.environ.get("IFABRIC_SESSION") or None
+    if name is not None and not SESSION.fullmatch(name):
+        raise ConfigError(f"the session {name!r} is none: it must match {SESSION_ID}")
     at = where or Where()
     return Client.connect(
         at.nats,
-        session=session,
+        session=name,
         ttl_s=ttl_s,
         capabilities=capabilities,
         timeout_s=at.timeout,
@@ -41,12 +36,19 @@ def client(
     )
 
 
-def with_client(where: Where | None, session: str | None, act: Callable[[Client], Awaitable[T]]) -> T:
-    """Runs one thing with a client, to its end."""
+def with_client(
+    where: Where | None,
+    session: str | None,
+    act: Callable[[Client], Awaitable[T]],
+    *,
+    ttl_s: int | None = None,
+    capabilities: tuple[str, ...] = (),
+) -> T:
+    """Runs one thing with a client, to its end. What the session holds outlives it."""
     import asyncio
 
     async def run() -> T:
-        async with client(where, session) as connected:
+        async with client(where, session, ttl_s=ttl_s, capabilities=capabilities) as connected:
             connected.leave_on_exit = False
             return await act(connected)
 

@@ -3,80 +3,126 @@
 from __future__ import annotations
 
 import json as stdlib_json
+import re
 import urllib.error
 import urllib.request
-from typing import Any, get_args
+from pathlib import Path
+from typing import Annotated, Any
 
-import yaml
-from rich.markup import escape
+import msgspec
+from cyclopts import Parameter
+from cyclopts.validators import Number
 
 from ifabric import endpoints
-from ifabric.cli.connect import Where, with_client
-from ifabric.cli.output import out, print_json, state
-from ifabric.errors import Unreachable
-from ifabric.wire import coordinator as wire
+from ifabric.cli.connect import with_client
+from ifabric.cli.options import Json, Where
+from ifabric.cli.output import out, plain, print_json
+from ifabric.cli.task import counts
+from ifabric.errors import FabricError, Unreachable
 
-TIMEOUT_S = 3.0
+BODY_MAX_BYTES = 8 * 1024 * 1024
+#: a daemon of this machine is never behind $http_proxy
+_DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 
-def status(*, json: bool = False, where: Where | None = None) -> int:
-    """Show the daemon of this machine: its health, its parts, its tasks. Exit 1 unless it is healthy.
+def status(
+    *,
+    state_dir: Annotated[Path | None, Parameter(help="State directory of the daemon.")] = None,
+    timeout: Annotated[float, Parameter(help="Seconds to try.", validator=Number(gt=0, lte=3600))] = 3.0,
+    json: Json = False,
+) -> int:
+    """Show the daemon of this machine: its health, its parts, its tasks. Exit 1
+    unless it is healthy.
 
-    Examples:
+    For example:
+
         ifabric status
         ifabric status --json | jq .health.status
     """
-    at = where or Where()
-    folder = at.state_dir or endpoints.default_state_dir()
+    folder = state_dir or endpoints.default_state_dir()
     found = endpoints.read(folder)
     if found is None:
-        raise Unreachable(f"no daemon runs here (none in {folder}). Start one with `ifabric run`, or give --state-dir.")
-    health = _get(found.http + "/health")
-    page = with_client(Where(nats=found.nats, timeout=at.timeout), None, lambda c: c.list(limit=1))
+        raise Unreachable(f"no daemon runs here (none in {folder}); start one with `ifabric run`, or give --state-dir")
+    health: dict[str, Any] = stdlib_json.loads(_get(found.http + "/health", timeout))
+    sessions = _sessions(found.http, timeout)
+    tasks: dict[str, int] | None = None
+    try:
+        tasks = with_client(Where(nats=found.nats, timeout=timeout), None, lambda c: c.list(limit=1)).counts
+    except FabricError as error:  # a daemon that has lost its servers still says so itself
+        health["warnings"] = [*health["warnings"], f"tasks cannot be counted: {error.message}"]
+    healthy = health["status"] == "healthy" and tasks is not None
     if json:
-        print_json({"endpoints": found, "health": health, "tasks": page.counts})
-        return 0 if health["status"] == "healthy" else 1
+        print_json({"endpoints": found, "health": health, "tasks": tasks, "sessions": sessions})
+    else:
+        _show(found, health, tasks, sessions)
+    return 0 if healthy else 1
+
+
+def _show(
+    found: endpoints.Endpoints, health: dict[str, Any], tasks: dict[str, int] | None, sessions: int | None
+) -> None:
     colour = {"healthy": "green", "degraded": "yellow"}.get(health["status"], "red")
-    out.print(
-        f"[{colour}]●[/] {health['status']}  ifabric {found.version}, process {found.pid}, up {health['uptime_s']:.0f} s"
-    )
-    out.print(f"  etcd  {health['etcd']}  {', '.join(found.etcd)}")
-    out.print(f"  NATS  {health['nats']}  {found.nats}")
+    about = f"ifabric {found.version}, process {found.pid}, up {health['uptime_s']:.0f} s"
+    out.print(f"[{colour}]●[/] {health['status']}  {about}")
+    out.print(f"  etcd  {health['etcd']}  {plain(', '.join(found.etcd))}")
+    out.print(f"  NATS  {health['nats']}  {plain(found.nats)}")
     out.print(f"  HTTP  {found.http}   loop lag {health['loop_lag_s'] * 1000:.1f} ms")
     _tree(health["actors"], 1)
     for sentence in (*health["not_ready"], *health["warnings"]):
-        out.print(f"  [yellow]![/] {escape(sentence)}")
-    out.print("  tasks " + "  ".join(f"{state(name)} {page.counts.get(name, 0)}" for name in get_args(wire.State)))
-    return 0 if health["status"] == "healthy" else 1
-
-
-def asyncapi(*, json: bool = False) -> int:
-    """Print the wire protocol as an AsyncAPI 3 document, in YAML or (--json) JSON."""
-    from ifabric.asyncapi import document
-
-    made = document()
-    if json:
-        print_json(made)
-    else:
-        print(yaml.safe_dump(stdlib_json.loads(stdlib_json.dumps(made)), sort_keys=False, allow_unicode=True), end="")
-    return 0
+        out.print(f"  [yellow]![/] {plain(sentence)}")
+    if tasks is not None:
+        out.print(f"  tasks     {counts(tasks)}")
+    if sessions is not None:
+        out.print(f"  sessions  {sessions}")
 
 
 def _tree(node: dict[str, Any], depth: int) -> None:
     for child in node["children"]:
         mark = "[green]✔[/]" if child["state"] == "running" else "[red]✘[/]"
         again = f", started again {child['restarts']} times: {child.get('reason', '')}" if child["restarts"] else ""
-        out.print(f"  {'  ' * depth}{mark} {child['name']} {escape(again)}")
+        out.print(f"  {'  ' * depth}{mark} {child['name']}{plain(again)}")
         if "children" in child:
             _tree(child, depth + 1)
 
 
-def _get(url: str) -> dict[str, Any]:
+def _sessions(http: str, timeout_s: float) -> int | None:
+    """The sessions with a live lease, as the daemon counts them; None when it does not say."""
     try:
-        with urllib.request.urlopen(url, timeout=TIMEOUT_S) as answer:
-            body: dict[str, Any] = stdlib_json.load(answer)
+        metrics = _get(http + "/metrics", timeout_s).decode()
+    except Unreachable:
+        return None  # metrics are switched off, or have a port of their own
+    found = re.search(r"^if_coordinator_active_sessions(?:\{[^}]*\})? ([0-9.e+]+)$", metrics, re.MULTILINE)
+    return int(float(found[1])) if found else None
+
+
+def _get(url: str, timeout_s: float) -> bytes:
+    """The body, also of an unhealthy answer (503)."""
+    try:
+        with _DIRECT.open(url, timeout=timeout_s) as answer:
+            body: bytes = answer.read(BODY_MAX_BYTES)
     except urllib.error.HTTPError as error:
-        body = stdlib_json.load(error)
+        if error.code != 503:
+            raise Unreachable(f"the daemon's HTTP port answers {error.code} at {url}") from None
+        body = error.read(BODY_MAX_BYTES)
     except OSError as error:
         raise Unreachable(f"the daemon's HTTP port does not answer at {url}: {error}") from None
     return body
+
+
+def asyncapi(*, json: Json = False) -> int:
+    """Print the wire protocol as an AsyncAPI 3 document, in YAML or (--json) JSON.
+
+    For example:
+
+        ifabric asyncapi > asyncapi.yaml
+    """
+    import yaml
+
+    from ifabric.asyncapi import document
+
+    made = document()
+    if json:
+        print_json(made)
+    else:
+        print(yaml.safe_dump(msgspec.to_builtins(made), sort_keys=False, allow_unicode=True), end="")
+    return 0

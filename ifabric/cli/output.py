@@ -1,7 +1,13 @@
-"""What the CLI prints: tables and colours for people, JSON for machines."""
+"""What the CLI prints: tables and colours for people, JSON for machines.
+
+Off a terminal nothing is wrapped: a task is a line, whatever its length, for `grep` and for logs. Titles, errors and
+results come from agents: what would be a control sequence of the terminal, or rich's markup, is shown and not obeyed
+(`plain`).
+"""
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -12,9 +18,12 @@ from rich.markup import escape
 from rich.table import Table
 
 from ifabric.errors import FabricError
+from ifabric.wire import coordinator as wire
 
-out = Console(highlight=False)
-err = Console(stderr=True, highlight=False)
+#: columns of what is no terminal
+WIDE = 10_000
+out = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else WIDE)
+err = Console(highlight=False, soft_wrap=True, width=None if sys.stderr.isatty() else WIDE, stderr=True)
 
 STATE_STYLE = {
     "pending": "cyan",
@@ -24,28 +33,41 @@ STATE_STYLE = {
     "blocked": "dim",
     "cancelled": "magenta",
 }
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+#: facts of an error that its sentence has said in words
+_SAID = ("what", "reason", "maybe_done", "code")
 
 
 def print_json(value: Any) -> None:
     """One JSON document on stdout."""
-    sys.stdout.buffer.write(msgspec.json.format(msgspec.json.encode(value, enc_hook=str)) + b"\n")
-    sys.stdout.flush()
+    _write(msgspec.json.format(msgspec.json.encode(value, enc_hook=str)))
 
 
 def print_json_line(value: Any) -> None:
     """One JSON document on a line of its own, at once: for streams."""
-    sys.stdout.buffer.write(msgspec.json.encode(value, enc_hook=str) + b"\n")
+    _write(msgspec.json.encode(value, enc_hook=str))
+
+
+def _write(document: bytes) -> None:
     sys.stdout.flush()
+    sys.stdout.buffer.write(document + b"\n")
+    sys.stdout.buffer.flush()
 
 
-def table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> Table:
+def plain(text: object) -> str:
+    """Somebody else's text, on one line, as markup that shows it as it is."""
+    spaced = re.sub(r"[\t\n\r]+", " ", str(text))
+    return escape(_CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", spaced))
+
+
+def print_table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
     """A plain table; cells are text, not markup, unless they are rich objects."""
     made = Table(box=None, pad_edge=False, header_style="bold")
     for column in columns:
         made.add_column(column, overflow="fold")
     for row in rows:
-        made.add_row(*(cell if not isinstance(cell, str | int | float) else escape(str(cell)) for cell in row))
-    return made
+        made.add_row(*(plain(cell) if isinstance(cell, str | int | float) else cell for cell in row))
+    out.print(made, soft_wrap=False)
 
 
 def state(name: str) -> str:
@@ -53,9 +75,28 @@ def state(name: str) -> str:
     return f"[{STATE_STYLE.get(name, 'white')}]{name}[/]"
 
 
+def say_state(reply: wire.StateReply | wire.FailReply, task: str, *, json: bool) -> int:
+    """What has become of a task; the exit code."""
+    if json:
+        print_json(reply)
+    else:
+        tries = f", after attempt {reply.attempt} of {reply.max_attempts}" if isinstance(reply, wire.FailReply) else ""
+        out.print(f"[green]✔[/] {plain(task)} is {state(reply.state)}{tries}")
+    return 0
+
+
+def check(passed: bool, what: str) -> None:
+    """A line that begins with ✔ or ✘."""
+    out.print(f"{'[green]✔[/]' if passed else '[red]✘[/]'} {what}")
+
+
 def complain(error: FabricError) -> None:
     """An error for a person: the sentence, and the facts that are not in it."""
-    err.print(f"[red]error:[/] {escape(error.message)}")
+    first, *more = error.message.splitlines() or [error.message]
+    err.print(f"[red]error:[/] {plain(first)}")
+    for line in more:
+        err.print(f"  {plain(line)}")
     for key, value in error.facts.items():
-        if key not in ("what", "reason", "maybe_done", "code") and str(value) not in error.message:
-            err.print(f"  {escape(key)}: {escape(str(value))}")
+        if key not in _SAID and str(value) not in error.message:
+            said = ", ".join(map(str, value)) if isinstance(value, list | tuple) else value
+            err.print(f"  {plain(key)}: {plain(said)}")

@@ -8,9 +8,9 @@ from typing import Annotated
 
 import msgspec
 from cyclopts import Parameter
-from rich.markup import escape
 
-from ifabric.cli.output import err, out, print_json
+from ifabric.cli.options import Json
+from ifabric.cli.output import err, out, plain, print_json
 from ifabric.config import Config
 from ifabric.errors import ConfigError, FabricError
 
@@ -28,10 +28,11 @@ def run(
 ) -> int:
     """Run a daemon until SIGTERM or Ctrl-C.
 
-    Without a configuration it starts an etcd and a nats-server of its own on loopback and keeps their data in its
-    state directory.
+    Without a configuration it starts an etcd and a nats-server of its own on
+    loopback and keeps their data in its state directory.
 
-    Examples:
+    For example:
+
         ifabric run
         ifabric run --config /etc/infrafabric/fabric.yaml --actors coordinator
     """
@@ -62,10 +63,15 @@ def run(
         return exit_code(error)
 
 
-def check_config(*files: Path, json: bool = False) -> int:
-    """Say what is wrong with configuration files, by file, line and key; exit 2 if anything is.
+def check_config(
+    *files: Annotated[Path, Parameter(help="YAML files; later ones win over earlier ones.")], json: Json = False
+) -> int:
+    """Say what is wrong with configuration files, by file, line and key.
 
-    Examples:
+    Exit 2 if anything is.
+
+    For example:
+
         ifabric check-config config/fabric.yaml
         ifabric check-config base.yaml production.yaml
     """
@@ -79,13 +85,13 @@ def check_config(*files: Path, json: bool = False) -> int:
             print_json({"ok": False, "errors": problems})
         else:
             for line in problems:
-                err.print(f"[red]✘[/] {escape(line)}")
+                err.print(f"[red]✘[/] {plain(line)}")
         return 2
     if json:
         print_json({"ok": True, "warnings": warnings, "config": loaded})
         return 0
     for warning in warnings:
-        out.print(f"[yellow]![/] {escape(warning)}")
+        out.print(f"[yellow]![/] {plain(warning)}")
     out.print(f"[green]✔[/] {len(files)} file(s), {_summary(loaded)}")
     return 0
 

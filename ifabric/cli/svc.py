@@ -1,71 +1,77 @@
-"""`ifabric svc ...`: the services as any NATS client discovers them. `nats micro ls|info|stats` shows the same."""
+"""`ifabric svc ...`: the services as any NATS client discovers them (ADR-32). `nats micro ls|info|stats` does the same."""
 
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from ifabric.bus.base import Incoming
-from ifabric.bus.nats import Nats, NatsSettings
-from ifabric.cli.connect import Where
-from ifabric.cli.output import out, print_json, table
-from ifabric.client import address_of
-from ifabric.clock import SystemClock
+from ifabric.cli.options import Json, Where
+from ifabric.cli.output import out, plain, print_json, print_table
 from ifabric.errors import Unreachable
 
+if TYPE_CHECKING:
+    from ifabric.bus.base import Incoming
+
+#: how long answers are waited for: nobody knows how many services there are
 GATHER_S = 0.5
+ANSWERS_MAX = 10_000
 
 
-def ls(*, json: bool = False, where: Where | None = None) -> int:
+def ls(*, json: Json = False, where: Where | None = None) -> int:
     """List the services that answer. The same: `nats micro ls`."""
     found = _ask(where, "PING")
     if json:
         print_json(found)
-        return 0
-    out.print(table(("SERVICE", "VERSION", "ID"), [(one["name"], one["version"], one["id"]) for one in found]))
+    else:
+        print_table(("SERVICE", "VERSION", "ID"), [(one["name"], one["version"], one["id"]) for one in found])
     return 0
 
 
-def info(*, json: bool = False, where: Where | None = None) -> int:
+def info(*, json: Json = False, where: Where | None = None) -> int:
     """Show each service's endpoints. The same: `nats micro info NAME`."""
     found = _ask(where, "INFO")
     if json:
         print_json(found)
         return 0
     for one in found:
-        out.print(f"[bold]{one['name']}[/] {one['version']}  {one['id']}  {one.get('description') or ''}")
+        out.print(f"[bold]{plain(one['name'])}[/] {plain(one['version'])}  {plain(one['id'])}")
+        if one.get("description"):
+            out.print(f"  {plain(one['description'])}")
         rows = [(e["name"], e["subject"], e["queue_group"]) for e in one["endpoints"]]
-        out.print(table(("ENDPOINT", "SUBJECT", "QUEUE GROUP"), rows))
+        print_table(("ENDPOINT", "SUBJECT", "QUEUE GROUP"), rows)
     return 0
 
 
-def stats(*, json: bool = False, where: Where | None = None) -> int:
+def stats(*, json: Json = False, where: Where | None = None) -> int:
     """Show each endpoint's requests, errors and mean time. The same: `nats micro stats NAME`."""
     found = _ask(where, "STATS")
     if json:
         print_json(found)
         return 0
     for one in found:
-        out.print(f"[bold]{one['name']}[/] {one['id']}  since {one['started']}")
+        out.print(f"[bold]{plain(one['name'])}[/] {plain(one['id'])}  since {plain(one['started'])}")
         rows = [
             (
                 e["name"],
                 e["num_requests"],
                 e["num_errors"],
                 f"{e['average_processing_time'] / 1e6:.2f} ms",
-                e["last_error"],
+                e.get("last_error") or "",
             )
             for e in one["endpoints"]
             if e["num_requests"]
         ]
-        out.print(table(("ENDPOINT", "REQUESTS", "ERRORS", "MEAN", "LAST ERROR"), rows))
+        print_table(("ENDPOINT", "REQUESTS", "ERRORS", "MEAN", "LAST ERROR"), rows)
     return 0
 
 
 def _ask(where: Where | None, verb: str) -> list[dict[str, Any]]:
     """Everybody's answer to ``$SRV.<verb>``, sorted."""
+    from ifabric.bus.nats import Nats, NatsSettings
+    from ifabric.client import address_of
+    from ifabric.clock import SystemClock
 
     async def run() -> list[dict[str, Any]]:
         at = where or Where()
@@ -76,7 +82,7 @@ def _ask(where: Where | None, verb: str) -> list[dict[str, Any]]:
             answers: list[dict[str, Any]] = []
 
             def take(incoming: Incoming) -> None:
-                if incoming.data:
+                if incoming.data and len(answers) < ANSWERS_MAX:  # empty: "no responders"
                     answers.append(msgspec.json.decode(incoming.data))
 
             inbox = bus.new_inbox()
@@ -84,7 +90,7 @@ def _ask(where: Where | None, verb: str) -> list[dict[str, Any]]:
             await bus.publish(f"$SRV.{verb}", b"", reply=inbox)
             await asyncio.sleep(GATHER_S)
             if not answers:
-                raise Unreachable(f"no service answers at {urls}; is the daemon running?")
+                raise Unreachable(f"no service answers at {urls}; is the daemon running? `ifabric run` starts one")
             return sorted(answers, key=lambda one: (one["name"], one["id"]))
         finally:
             await bus.close()

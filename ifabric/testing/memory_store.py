@@ -85,13 +85,14 @@ class MemoryEtcd:
             if compare.target is Target.VALUE:
                 return False
             kv = _NOTHING
-        have: bytes | int = {
+        fields: dict[Target, bytes | int] = {
             Target.VALUE: kv.value,
             Target.CREATE: kv.create_revision,
             Target.MOD: kv.mod_revision,
             Target.VERSION: kv.version,
             Target.LEASE: kv.lease,
-        }[compare.target]
+        }
+        have = fields[compare.target]
         want = compare.value
         assert type(have) is type(want)
         match compare.op:
