@@ -19,6 +19,7 @@ import socket
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
+from ifabric.cancellation import cancel_and_wait
 from ifabric.clock import Clock
 from ifabric.errors import StartupError
 from ifabric.programs import Program
@@ -137,8 +138,7 @@ class Server:
     async def stop(self) -> None:
         """Asks it to end, and after `STOP_S` makes it."""
         if self._watch is not None:
-            self._watch.cancel()
-            await asyncio.gather(self._watch, return_exceptions=True)
+            await cancel_and_wait(self._watch)
             self._watch = None
         process, self._process = self._process, None
         if process is None or process.returncode is not None:

@@ -15,6 +15,7 @@ from ifabric.actor.base import Context
 from ifabric.actor.pulse import Pulse
 from ifabric.actor.runner import Runner
 from ifabric.bus.nats import Nats, NatsSettings
+from ifabric.cancellation import cancel_and_wait
 from ifabric.clock import Clock, SystemClock
 from ifabric.config import Config
 from ifabric.embedded import Server, StateLock, embedded_etcd, embedded_nats
@@ -84,8 +85,7 @@ class Fabric:
         try:
             await _either(starting, stopping)
             if not starting.done():
-                starting.cancel()
-                await asyncio.gather(starting, return_exceptions=True)
+                await cancel_and_wait(starting)
                 return DONE
             await starting
             _spare_the_collector()

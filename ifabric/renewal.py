@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 from typing import Protocol
 
+from ifabric.cancellation import cancel_and_wait
 from ifabric.claims import Claim
 from ifabric.clock import Clock
 from ifabric.errors import ClaimLost, FabricError, SessionLost
@@ -63,8 +64,7 @@ class Renewal:
         """Renews no more. Twice is harmless."""
         task, self._task = self._task, None
         if task is not None:
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
+            await cancel_and_wait(task)
 
     async def session_lost(self, reason: str) -> None:
         """Every claim is lost with it; a new life of the session begins."""

@@ -17,6 +17,7 @@ FILES = sorted([*(ROOT / "ifabric").rglob("*.py"), *(ROOT / "actors").rglob("*.p
 RANKS: tuple[tuple[str, int], ...] = (
     ("ifabric.errors", 0),
     ("ifabric.clock", 0),
+    ("ifabric.cancellation", 0),
     ("ifabric.wire", 1),
     ("ifabric.config_file", 2),
     ("ifabric.config", 1),
@@ -55,6 +56,7 @@ FOR_RESIDENTS = (
     "ifabric.store.commit",
     "ifabric.errors",
     "ifabric.clock",
+    "ifabric.cancellation",
     "ifabric.metrics",
 )
 #: who may name a concrete backend

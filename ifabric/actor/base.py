@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeVar
 import msgspec
 
 from ifabric.bus.base import Bus
+from ifabric.cancellation import cancel_and_wait
 from ifabric.clock import Clock
 from ifabric.store.base import Store
 from ifabric.wire.envelope import Request
@@ -117,10 +118,7 @@ class Actor:
     async def stop(self) -> None:
         """Ends what the actor spawned. An override calls this too."""
         self._stopping = True
-        tasks = list(self._tasks)
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await cancel_and_wait(*self._tasks)
 
     def draining(self) -> None:
         """No new message will come: whoever waits for something is to be answered now."""

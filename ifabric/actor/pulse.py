@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 
+from ifabric.cancellation import cancel_and_wait
 from ifabric.clock import Clock
 
 BEAT_S = 0.25
@@ -43,8 +44,7 @@ class Pulse:
         """Stops beating."""
         task, self._task = self._task, None
         if task is not None:
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
+            await cancel_and_wait(task)
         self._lost = None
 
     def frozen(self) -> bool:

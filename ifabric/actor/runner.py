@@ -25,6 +25,7 @@ from ifabric.actor.base import Actor, Caller, Context, Handler
 from ifabric.actor.mailbox import Letter, Mailbox
 from ifabric.actor.pulse import Pulse
 from ifabric.bus.base import Endpoint, Headers, Incoming, Service
+from ifabric.cancellation import cancel_and_wait
 from ifabric.errors import BadRequest, DeadlineExceeded, FabricError, Internal, Overloaded, TooLarge, Unavailable
 from ifabric.wire import subjects
 from ifabric.wire.envelope import DEADLINE_HEADER, TRACE_HEADER, decode, encode
@@ -183,8 +184,7 @@ class Runner:
                 )
         finally:
             self._quiet = None
-            timer.cancel()
-            await asyncio.gather(timer, return_exceptions=True)
+            await cancel_and_wait(timer)
 
     def _tell_quiet(self) -> None:
         if self._quiet is not None and not self._quiet.done() and not self._in_flight and not self._mailbox:
@@ -192,9 +192,7 @@ class Runner:
 
     async def _end_in_flight(self) -> None:
         """Cancels what is being handled; who waits for it is told."""
-        for task in self._in_flight:
-            task.cancel()
-        await asyncio.gather(*self._in_flight, return_exceptions=True)
+        await cancel_and_wait(*self._in_flight)
         await asyncio.gather(*self._refusing, return_exceptions=True)
 
     async def _turn_away(self) -> None:

@@ -33,6 +33,7 @@ import asyncio
 from collections import deque
 from typing import TYPE_CHECKING, NamedTuple
 
+from ifabric.cancellation import cancel_and_wait
 from ifabric.errors import FabricError, Overloaded, Unavailable
 from ifabric.store.base import (
     Compare,
@@ -142,8 +143,7 @@ class Committer:
         while self._batches:
             await asyncio.wait(self._batches)
         if self._probe is not None:
-            self._probe.cancel()
-            await asyncio.gather(self._probe, return_exceptions=True)
+            await cancel_and_wait(self._probe)
         while self._queue:
             self._fail(self._queue.popleft(), Unavailable(what="etcd"))
 

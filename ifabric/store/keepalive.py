@@ -13,6 +13,7 @@ from typing import Any
 import grpc
 from aetcd import rpc
 
+from ifabric.cancellation import cancel_and_wait
 from ifabric.clock import Clock
 from ifabric.errors import Unavailable
 from ifabric.store.channel import Connection
@@ -73,8 +74,7 @@ class KeepAlives:
                 self._etcd.rotate(channel)
             finally:
                 call.cancel()
-                reading.cancel()
-                await asyncio.gather(reading, return_exceptions=True)
+                await cancel_and_wait(reading)
             self._to_send = [lease for lease, future in self._waiting.items() if not future.done()]
             await self._clock.sleep(0.05)
 

@@ -18,6 +18,7 @@ import asyncio
 from types import TracebackType
 from typing import Any, Self
 
+from ifabric.cancellation import cancel_and_wait
 from ifabric.clock import Clock
 from ifabric.errors import FabricError, Unavailable
 from ifabric.store.base import Get, Got, Put, Store, Txn, absent
@@ -75,8 +76,7 @@ class Session:
         """Stops renewing, and leaves the lease what it has."""
         self._end("the session was closed")
         if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
+            await cancel_and_wait(self._task)
 
     def _end(self, why: str) -> None:
         if not self.lost.done():
@@ -120,12 +120,13 @@ async def elect(store: Store, session: Session, key: bytes, value: bytes) -> Non
             return
         gone = asyncio.ensure_future(_until_deleted(store, key, result.revision))
         either: list[asyncio.Future[Any]] = [gone, session.lost]
-        await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
-        if not gone.done():
-            gone.cancel()
-            await asyncio.gather(gone, return_exceptions=True)
-            raise Unavailable(f"the candidate's session ended: {session.lost.result()}", what="etcd")
-        gone.result()
+        try:
+            await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+            if not gone.done():
+                raise Unavailable(f"the candidate's session ended: {session.lost.result()}", what="etcd")
+            gone.result()
+        finally:
+            await cancel_and_wait(gone)
 
 
 async def _until_deleted(store: Store, key: bytes, after_revision: int) -> None:

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+from ifabric.cancellation import cancel_and_wait
 from ifabric.clock import Clock
 from ifabric.errors import FabricError
 from ifabric.supervision.policy import Again, Escalate, Forget, after_exit, within
@@ -95,9 +96,7 @@ class Supervisor:
         """Stops the children in reverse, at once: also while one waits for its next try, or is being started."""
         loop, self._loop = self._loop, None
         tasks = [*self._delays, loop] if loop is not None else [*self._delays]
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await cancel_and_wait(*tasks)
         self._tries.clear()
         await self._stop_all()
 

@@ -6,6 +6,7 @@ The watch of a daemon is read once, for everybody: the event publisher taps it.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator, Callable
 
 from ifabric.errors import Unavailable
@@ -16,6 +17,7 @@ from ifabric_actors.coordinator.records import Stored, Task
 
 PREFIXES = (records.TASKS, records.SESSIONS, records.DEADLINES)
 PAGE = 2_000
+ASK_AGAIN_S = 0.05
 
 
 class Feed:
@@ -71,7 +73,10 @@ class Feed:
                 while self._board.revision < revision:
                     moved = self._moved
                     await self._store.progress()
-                    await moved.wait()
+                    # etcd leaves the question unanswered while one of the stream's watchers is behind the others
+                    with contextlib.suppress(TimeoutError):
+                        async with asyncio.timeout(ASK_AGAIN_S):
+                            await moved.wait()
         except TimeoutError:
             raise Unavailable("etcd's watch is behind; nothing was decided.", what="etcd watch") from None
 

@@ -10,6 +10,7 @@ import msgspec
 
 from ifabric.actor.base import Caller
 from ifabric.bus.base import Bus
+from ifabric.cancellation import cancel_and_wait
 from ifabric.clock import Clock
 from ifabric.errors import SessionLost, UnknownTask
 from ifabric.store.base import Store
@@ -74,8 +75,7 @@ class Office:
 
     async def stop(self) -> None:
         if self._catching_up is not None:
-            self._catching_up.cancel()
-            await asyncio.gather(self._catching_up, return_exceptions=True)
+            await cancel_and_wait(self._catching_up)
 
 
 def with_payload(task: Task, payload: bytes) -> TaskSpec:

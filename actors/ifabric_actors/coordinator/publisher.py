@@ -17,6 +17,7 @@ from typing import Any
 import msgspec
 
 from ifabric.bus.base import Journal, JournalSpec
+from ifabric.cancellation import cancel_and_wait
 from ifabric.clock import Clock, rfc3339
 from ifabric.errors import FabricError, Unavailable
 from ifabric.metrics import Metrics
@@ -91,8 +92,7 @@ class Publisher:
             if publishing.done():
                 publishing.result()
         finally:
-            publishing.cancel()
-            await asyncio.gather(publishing, return_exceptions=True)
+            await cancel_and_wait(publishing)
 
     def _take(self, task_id: str, task: Task | None, revision: int) -> None:
         if len(self._entries) >= BACKLOG_MAX:

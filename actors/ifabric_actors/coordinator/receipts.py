@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 
+from ifabric.cancellation import cancel_and_wait
 from ifabric.clock import Clock
 from ifabric.store.base import Store
 
@@ -51,8 +52,7 @@ class ReceiptLeases:
 
     async def stop(self) -> None:
         if self._granting is not None:
-            self._granting.cancel()
-            await asyncio.gather(self._granting, return_exceptions=True)
+            await cancel_and_wait(self._granting)
 
     def retire(self) -> None:
         """The current lease is not to be used any more."""
