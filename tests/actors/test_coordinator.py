@@ -25,6 +25,7 @@ from ifabric.errors import (
 from ifabric.store.base import Put, Txn
 from ifabric.store.commit import INCARNATION_KEY
 from ifabric_actors.coordinator import records
+from ifabric_actors.coordinator.actor import Coordinator
 
 from .conftest import World
 
@@ -156,6 +157,18 @@ async def test_a_claim_may_have_a_deadline_of_its_own(world: World) -> None:
     assert isinstance(await world.refusal("complete", "a", task="T", fence=fence), ClaimLost)
     again = await world.ask("claim", "a", task="T")
     assert (await world.ask("complete", "a", task="T", fence=again["fence"]))["state"] == "done"
+
+
+async def test_a_daemon_that_has_not_heard_of_a_deadline_yet_believes_its_holder(world: World) -> None:
+    first, second = await world.daemon(), await world.daemon()
+    await tasks(world, {"id": "T", "deadline_s": 60})
+    await world.ask("hello", "a", ttl_s=60)
+    fence = (await world.ask("claim", "a", task="T"))["fence"]
+    for daemon in (first, second):
+        coordinator = daemon.actor
+        assert isinstance(coordinator, Coordinator)
+        coordinator._office.deadlines.clear()
+    assert (await world.ask("complete", "a", task="T", fence=fence))["state"] == "done"
 
 
 async def test_after_a_restore_the_old_fences_are_refused(world: World) -> None:

@@ -80,10 +80,10 @@ def test_a_session_that_comes_back_with_another_lease_has_lost_its_old_claims() 
     made = Board(lambda change: None, lambda session, lease: gone.append((session, lease)))
     made.seat("s", Seat(Session(ttl_s=9), 5, 1, NONE))
     made.put("a", stored("a", 2, "claimed", session="s"))
-    assert list(made.orphans(0)) == []
+    assert list(made.orphans("s", 0)) == []
     made.seat("s", Seat(Session(ttl_s=9), 6, 3, NONE))
     assert gone == [("s", 5)]
-    assert list(made.orphans(0)) == [("a", "session ended")]
+    assert list(made.orphans("s", 0)) == [("a", "session ended")]
 
 
 def test_the_last_dependency_opens_what_waits() -> None:

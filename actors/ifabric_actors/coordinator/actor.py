@@ -42,7 +42,7 @@ class Coordinator(Actor):
         self._waiters = Waiters(config.waiters_max)
         deadlines: dict[str, int] = {}
         self._feed = Feed(store, self.board, deadlines)
-        desk = Desk(self.board, context.committer, self._receipts, clock, metrics)
+        desk = Desk(self.board, deadlines, context.committer, self._receipts, clock, metrics)
         self._office = Office(
             store=store,
             bus=context.bus,
@@ -60,6 +60,7 @@ class Coordinator(Actor):
         self._endings = Endings(self._office)
         self._operators = Operators(self._office)
         self._sweeper = Sweeper(self._office, metrics, reconcile_s=config.reconcile_interval_seconds)
+        self._feed.on_deadline = self._sweeper.deadline_passed
         events = context.settings.events
         journal = JournalSpec(
             subjects.EVENT_STREAM,

@@ -163,16 +163,17 @@ class Board:
                 opened.append(dependent)
         return opened
 
-    def orphans(self, incarnation_floor: int) -> Iterator[tuple[str, str]]:
-        """Claims whose session has gone or come back with another lease, or from before a restore; and why."""
-        for session, tasks in self.held.items():
-            seat = self.sessions.get(session)
-            for task_id in tasks:
-                task = self.tasks[task_id].task
-                if seat is None or seat.lease != task.lease:
-                    yield task_id, "session ended"
-                elif task.fence < incarnation_floor:
-                    yield task_id, "restored from a backup"
+    def orphans(self, session: str, incarnation_floor: int) -> Iterator[tuple[str, str]]:
+        """The session's claims that it has lost, having gone or come back with another lease, or that are from before
+        a restore; and why.
+        """
+        seat = self.sessions.get(session)
+        for task_id in self.held.get(session, ()):
+            task = self.tasks[task_id].task
+            if seat is None or seat.lease != task.lease:
+                yield task_id, "session ended"
+            elif task.fence < incarnation_floor:
+                yield task_id, "restored from a backup"
 
     def page(self, state: State | None, after: str | None, limit: int) -> tuple[list[tuple[str, Stored]], bool]:
         """Up to `limit` tasks in the order of their ids, and whether there are more."""

@@ -72,9 +72,16 @@ class Desk:
     """Carries plans out for one coordinator."""
 
     def __init__(
-        self, board: Board, committer: Committer, receipts: ReceiptLeases, clock: Clock, metrics: Metrics
+        self,
+        board: Board,
+        deadlines: dict[str, int],
+        committer: Committer,
+        receipts: ReceiptLeases,
+        clock: Clock,
+        metrics: Metrics,
     ) -> None:
         self._board = board
+        self._deadlines = deadlines
         self._committer = committer
         self._receipts = receipts
         self._clock = clock
@@ -82,9 +89,15 @@ class Desk:
         self._cas_failures = metrics.counter("if_coordinator_cas_failures_total")
 
     async def transact(
-        self, caller: Caller, message: Mutation, task_ids: tuple[str, ...], decide: Callable[[], Plan]
+        self,
+        caller: Caller,
+        message: Mutation,
+        task_ids: tuple[str, ...],
+        decide: Callable[[], Plan],
+        also: tuple[bytes, ...] = (),
     ) -> Committed | Replayed:
-        """Decides and commits until it goes through. `decide` must depend on these tasks and the caller's session only.
+        """Decides and commits until it goes through. `decide` must depend on these tasks, the caller's session and the
+        keys in `also` only.
 
         Raises what `decide` raises once etcd has confirmed it, `Overloaded` when others kept changing the tasks, and
         what `Committer.commit` raises.
@@ -97,19 +110,24 @@ class Desk:
             except FabricError:
                 if confirmed:
                     raise
-                replay = await self.look(caller, message, task_ids)
+                replay = await self.look(caller, message, task_ids, also)
                 if replay is not None:
                     return replay
                 confirmed = True
                 continue
-            done = await self.attempt(caller, message, plan, task_ids)
+            done = await self.attempt(caller, message, plan, task_ids, also)
             if done is not None:
                 return done
             confirmed = True
         raise Overloaded(f"{message.verb} lost {TRIES_MAX} races; nothing was done", what="contention")
 
     async def attempt(
-        self, caller: Caller, message: Mutation, plan: Plan, task_ids: tuple[str, ...]
+        self,
+        caller: Caller,
+        message: Mutation,
+        plan: Plan,
+        task_ids: tuple[str, ...],
+        also: tuple[bytes, ...] = (),
     ) -> Committed | Replayed | None:
         """One commit. None: something had changed, and the board knows it now."""
         request, receipt = await self._request(caller, message, plan)
@@ -137,11 +155,15 @@ class Desk:
             )
             return Committed(plan, outcome.revision, reads)
         self._cas_failures.inc()
-        return await self.look(caller, message, task_ids)
+        return await self.look(caller, message, task_ids, also)
 
-    async def look(self, caller: Caller, message: Mutation, task_ids: Iterable[str]) -> Replayed | None:
-        """Reads the tasks, the caller's session and the request's receipt from etcd, together with other requests."""
-        concerns = self._concerns(caller, message, task_ids)
+    async def look(
+        self, caller: Caller, message: Mutation, task_ids: Iterable[str], also: tuple[bytes, ...] = ()
+    ) -> Replayed | None:
+        """Reads the tasks, the caller's session, the request's receipt and the keys in `also` from etcd, together with
+        other requests.
+        """
+        concerns = (*self._concerns(caller, message, task_ids), *(Get(key) for key in also))
         outcome = await self._committer.commit(Request((), concerns, owner=caller.session))
         return self._learn(concerns, outcome, caller, message)
 
@@ -228,6 +250,12 @@ class Desk:
                     self._board.unseat(session, outcome.revision)
                 else:
                     self._board.seat(session, records.seat(kv))
+            elif key.startswith(records.DEADLINES):
+                task_id = key[len(records.DEADLINES) :].decode()
+                if kv is None:
+                    self._deadlines.pop(task_id, None)
+                else:
+                    self._deadlines[task_id] = kv.lease
             elif kv is not None and message is not None:
                 replay = Replayed(records.replayed(kv, message))
         return replay

@@ -90,4 +90,5 @@ class Endings:
             writes = (Write(message.task, after, stored.mod_revision, stored.create_revision),)
             return Plan(reply, writes + (opens(now) if opens is not None else ()), tuple(compares), ends)
 
-        return reply_of(await self._desk.transact(caller, message, (message.task,), plan))
+        also = (records.deadline_key(message.task),)
+        return reply_of(await self._desk.transact(caller, message, (message.task,), plan, also))

@@ -21,7 +21,7 @@ ASK_AGAIN_S = 0.05
 
 
 class Feed:
-    """Reads etcd into the board. `on_deadline` is told of a claim's own deadline that has passed."""
+    """Reads etcd into the board."""
 
     def __init__(self, store: Store, board: Board, deadlines: dict[str, int]) -> None:
         self._store = store
@@ -33,6 +33,8 @@ class Feed:
         self.task_revision = 0
         #: told of every change of a task's key after `task_revision`: (task, record or None when deleted, revision)
         self.tap: Callable[[str, Task | None, int], None] | None = None
+        #: told of the task of a claim whose own deadline has passed, or is no longer needed
+        self.on_deadline: Callable[[str], None] | None = None
         #: told when the past was compacted away
         self.on_resync: Callable[[int], None] | None = None
 
@@ -98,7 +100,10 @@ class Feed:
         elif key.startswith(records.SESSIONS):
             self._board.unseat(key[len(records.SESSIONS) :].decode(), revision)
         else:
-            self._deadlines.pop(key[len(records.DEADLINES) :].decode(), None)
+            task_id = key[len(records.DEADLINES) :].decode()
+            self._deadlines.pop(task_id, None)
+            if self.on_deadline is not None:
+                self.on_deadline(task_id)
 
     def _present(self, kv: KV) -> Task | None:
         """Takes a key in; the task when it is one's."""

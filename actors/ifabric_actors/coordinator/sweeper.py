@@ -22,6 +22,8 @@ from ifabric_actors.coordinator.office import Office
 #: daemons that see the same expiry wait up to this long, so that one of them usually does it alone
 STAGGER_S = 0.1
 AT_ONCE_MAX = 64
+#: claims that a pass looks at before it lets requests through, and for how long
+SLICE, SLICE_PAUSE_S = 500, 0.001
 OWNER = " sweeper"
 
 
@@ -63,6 +65,11 @@ class Sweeper:
         if self._unblock:
             self._work.set()
 
+    def deadline_passed(self, task_id: str) -> None:
+        """Also told when a claim ended in time and its deadline with it: then there is nothing to expire."""
+        self._expire[task_id] = None
+        self._work.set()
+
     # -- the tasks of the actor --------------------------------------------------------------------------------------
 
     async def sweep(self) -> None:
@@ -77,29 +84,28 @@ class Sweeper:
             await self._each(self._expire_one, expire)
 
     async def reconcile(self) -> None:
-        """Never returns: looks at every claim now and then, whatever the watch said."""
+        """Never returns: looks at every claim now and then, whatever the watch said; a little at a time, since a pass
+        over a hundred thousand claims would keep every request waiting.
+        """
         while True:
-            for task_id, _ in self._board.orphans(self._floor):
-                self._expire[task_id] = None
-            for task_id, lease in self._overdue():
-                if self._board.tasks[task_id].task.deadline_lease == lease:
-                    self._expire[task_id] = None
+            looked = 0
+            for session in tuple(self._board.held):
+                self._look_at(session)
+                looked += len(self._board.held.get(session, ()))
+                if looked >= SLICE:
+                    looked = 0
+                    await self._clock.sleep(SLICE_PAUSE_S)
             if self._expire or self._unblock:
                 self._work.set()
             await self._clock.sleep(self._reconcile_s)
 
-    def deadline_passed(self, task_id: str) -> None:
-        self._expire[task_id] = None
-        self._work.set()
-
-    def _overdue(self) -> list[tuple[str, int]]:
-        found = []
-        for tasks in self._board.held.values():
-            for task_id in tasks:
-                lease = self._board.tasks[task_id].task.deadline_lease
-                if lease and self._deadlines.get(task_id) != lease:
-                    found.append((task_id, lease))
-        return found
+    def _look_at(self, session: str) -> None:
+        for task_id, _ in self._board.orphans(session, self._floor):
+            self._expire[task_id] = None
+        for task_id in self._board.held.get(session, ()):
+            lease = self._board.tasks[task_id].task.deadline_lease
+            if lease and self._deadlines.get(task_id) != lease:
+                self._expire[task_id] = None
 
     @staticmethod
     async def _each(act: Callable[[str], Awaitable[None]], task_ids: list[str]) -> None:
