@@ -14,9 +14,10 @@ import contextlib
 import ctypes
 import fcntl
 import os
+import shutil
 import signal
 import socket
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 
 from ifabric.cancellation import cancel_and_wait
@@ -27,6 +28,8 @@ from ifabric.programs import Program
 READY_S = 20.0
 STOP_S = 5.0
 QUOTA_BYTES = 8 << 30
+#: below it a server that did not start probably had no room: etcd takes 64 MB for its log, before anything is in it
+ROOM_BYTES = 128 << 20
 _PR_SET_PDEATHSIG = 1
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -53,6 +56,15 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
+
+
+@contextlib.contextmanager
+def writing(folder: Path) -> Iterator[None]:
+    """What cannot be written in the block is a `StartupError` that names the folder and the reason."""
+    try:
+        yield
+    except OSError as error:
+        raise StartupError(f"cannot write to the state directory {folder}: {error.strerror}") from None
 
 
 class StateLock:
@@ -96,6 +108,8 @@ class Server:
         self._process: asyncio.subprocess.Process | None = None
         self._watch: asyncio.Task[None] | None = None
         self._lost: asyncio.Future[str] | None = None
+        #: where in the log file this life of the child begins
+        self._log_from = 0
 
     @property
     def lost(self) -> asyncio.Future[str] | None:
@@ -110,8 +124,11 @@ class Server:
     async def start(self) -> None:
         """Returns when the server answers. `StartupError` shows the end of its log."""
         self._lost = asyncio.get_running_loop().create_future()
-        self._log.parent.mkdir(parents=True, exist_ok=True)
-        with self._log.open("ab") as log:
+        with writing(self._log.parent):
+            self._log.parent.mkdir(parents=True, exist_ok=True)
+            log = self._log.open("ab")
+        with log:
+            self._log_from = log.tell()
             self._process = await asyncio.create_subprocess_exec(
                 self._program.path,
                 *self._arguments,
@@ -125,7 +142,9 @@ class Server:
         while not await self._probe():
             if self._process.returncode is not None or self._clock.monotonic() > until:
                 await self.stop()
-                raise StartupError(f"{self._program} did not start; its log {self._log} ends:\n{self._tail()}")
+                raise StartupError(
+                    f"{self._program} did not start{self._no_room()}; its log {self._log} ends:\n{self._tail()}"
+                )
             await self._clock.sleep(0.01)
         self._watch = asyncio.create_task(self._wait(self._process), name=f"watch {Path(self._program.path).name}")
 
@@ -153,11 +172,17 @@ class Server:
                 process.kill()
             await process.wait()
 
+    def _no_room(self) -> str:
+        free = shutil.disk_usage(self._log.parent).free
+        return f", with {free >> 20} MB left on the disk of {self._log.parent.parent}" if free < ROOM_BYTES else ""
+
     def _tail(self) -> str:
         try:
-            return "\n".join("  " + line for line in self._log.read_text(errors="replace").splitlines()[-5:])
+            said = self._log.read_bytes()[self._log_from :].decode(errors="replace")
         except OSError:
             return "  (no log)"
+        reason = said.partition("\ngoroutine ")[0]  # and not the stack of a panic in Go
+        return "\n".join("  " + line for line in reason.splitlines()[-5:])
 
 
 def embedded_etcd(program: Program, folder: Path, port: int, clock: Clock) -> tuple[Server, str]:
@@ -191,8 +216,9 @@ def embedded_nats(program: Program, folder: Path, port: int, clock: Clock) -> tu
     """A nats-server with JetStream, its data in `folder`, and its URL."""
     port = port or free_port()
     config = folder / "nats.conf"
-    config.parent.mkdir(parents=True, exist_ok=True)
-    config.write_text(NATS_CONFIG.format(port=port, folder=folder / "nats"))
+    with writing(folder):
+        config.parent.mkdir(parents=True, exist_ok=True)
+        config.write_text(NATS_CONFIG.format(port=port, folder=folder / "nats"))
 
     async def listening() -> bool:
         try:
