@@ -11,7 +11,7 @@ same). `StoreFull`: it did not happen. `TxnRefused`: etcd will never accept this
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
-from enum import Enum
+from enum import StrEnum
 from typing import NamedTuple, Protocol
 
 from ifabric.errors import FabricError
@@ -33,7 +33,7 @@ class KV(NamedTuple):
     lease: int
 
 
-class Target(Enum):
+class Target(StrEnum):
     """What a `Compare` looks at. A key that does not exist has 0 in all of them, and the value b""."""
 
     VALUE = "value"
@@ -43,7 +43,7 @@ class Target(Enum):
     LEASE = "lease"
 
 
-class Op(Enum):
+class Op(StrEnum):
     """How a `Compare` compares."""
 
     EQUAL = "="

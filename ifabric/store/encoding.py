@@ -8,6 +8,8 @@ itself would write.
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 from ifabric.store.base import Compare, Delete, Get, Op, Put, Target, Txn
 
 _OPS = {Op.EQUAL: b"", Op.GREATER: b"\x08\x01", Op.LESS: b"\x08\x02", Op.NOT_EQUAL: b"\x08\x03"}
@@ -26,14 +28,22 @@ def varint(number: int) -> bytes:
     """A non-negative integer, seven bits a byte, lowest first."""
     if 0 <= number < 128:
         return _SMALL[number]
-    if 0 < number < 16384:
-        return bytes((number & 0x7F | 0x80, number >> 7))
+    if 0 < number < 1 << 14:
+        return (number & 0x7F | 0x80 | number >> 7 << 8).to_bytes(2, "little")
+    return _long_varint(number) if number < 1 << 32 else _lease_varint(number)
+
+
+def _long_varint(number: int) -> bytes:
     out = bytearray()
     while number > 127:
         out.append(number & 0x7F | 0x80)
         number >>= 7
     out.append(number)
     return bytes(out)
+
+
+#: numbers this large are leases, and the same few come again and again
+_lease_varint = lru_cache(maxsize=4096)(_long_varint)
 
 
 def _compare(compare: Compare) -> bytes:
