@@ -21,15 +21,19 @@ class FabricError(Exception):
     status: ClassVar[int] = 500
     retryable: ClassVar[bool] = False
 
+    #: the docstring, as one text
+    default_message: ClassVar[str] = "The fabric refused the request."
+
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
+        cls.default_message = inspect.cleandoc(cls.__doc__ or "") or cls.default_message
         if "code" in cls.__dict__:
             if cls.code in _BY_CODE:
                 raise TypeError(f"error code {cls.code!r} is taken by {_BY_CODE[cls.code].__name__}")
             _BY_CODE[cls.code] = cls
 
     def __init__(self, message: str | None = None, **facts: Any) -> None:
-        self.message = message or inspect.cleandoc(type(self).__doc__ or self.code)
+        self.message = message or self.default_message
         self.facts = facts
         super().__init__(self.message)
 

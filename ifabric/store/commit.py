@@ -10,17 +10,20 @@ some faults are the whole batch's: a key that is put twice, a put under a lease 
 (1) two requests that write one key never share a batch, the later one waits; (2) a request that is put under a lease
 compares that the lease's key is there, so that the put is not tried after it died; (3) when the store still refuses a
 batch, every request in it is carried out again, alone, and only the guilty one is told; (4) a request too large to
-share travels alone; (5) when more is waiting than a batch holds, every owner gets the same share of it.
+share travels alone; (5) owners take turns, so that none fills a batch while others wait. Who goes next, and with whom,
+is decided in `ifabric.store.waiting`.
 
 **The reply that got lost.** A transaction that timed out may have been committed. It is sent again as it was: if it
 had been committed, its own compares now fail, and the failing branch reads the request's *witness*, a key that it
 writes with a value nobody else would write (a receipt). If the witness says what we would have written, the request
 had succeeded. This is sound because a witness is never overwritten by another value while its request can still be
-retried.
+retried. A refusal in doubt (the lease died, or the store filled up, between two attempts) says nothing about the first
+attempt, so the witness is asked then too.
 
-**When the store is gone.** A batch is retried until `timeout_s` has passed since it was first sent; then its requests
-are answered `unavailable` (outcome unknown), and until a probe succeeds every new request is refused at once, so that
-nobody queues for nothing.
+**When the store is gone.** A batch is retried until `timeout_s` has passed since it was first sent, whether the store
+fails or says nothing; then its requests are answered `unavailable` (outcome unknown). Well before that, after
+`REFUSE_AFTER_S`, what was not sent yet and whatever comes is refused at once, until a probe succeeds: nobody queues for
+nothing.
 
 **The guard.** Every batch compares the fabric's *incarnation*, which changes when a cluster is restored from a
 backup. A daemon that still believes in the old one commits nothing, and its supervisor makes it start again from what
@@ -30,7 +33,6 @@ is stored.
 from __future__ import annotations
 
 import asyncio
-from collections import deque
 from typing import TYPE_CHECKING, NamedTuple
 
 from ifabric.cancellation import cancel_and_wait
@@ -47,10 +49,10 @@ from ifabric.store.base import (
     Store,
     Target,
     Txn,
-    TxnRefused,
     TxnResult,
     absent,
 )
+from ifabric.store.waiting import SHARED_OPS_MAX, Waiting, WaitingRoom
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -59,15 +61,14 @@ if TYPE_CHECKING:
     from ifabric.metrics import Metrics
 
 INCARNATION_KEY = b"fabric/incarnation"
-#: requests in one transaction. etcd counts one for each plus the largest inside, and allows 128.
-BATCH_MAX = 100
-#: operations (and compares) of a request that may share a batch
-SHARED_OPS_MAX = 24
 #: operations of a request at all: it is folded into groups of `SHARED_OPS_MAX`
 REQUEST_OPS_MAX = 1000
 COMPARES_MAX = 110
 QUEUE_MAX = 16_384
 PROBE_S = 0.25
+#: a batch without an answer for this long, and nothing new is accepted: longer than etcd takes over a lost packet or a
+#: slow disk, and in time for the sender to hear a reason before it gives up
+REFUSE_AFTER_S = 1.0
 _GUARD = Get(INCARNATION_KEY)
 
 
@@ -94,12 +95,6 @@ class Outcome(NamedTuple):
     answers: tuple[Got | None, ...]
 
 
-class _Waiting(NamedTuple):
-    request: Request
-    future: asyncio.Future[Outcome]
-    keys: frozenset[bytes]
-
-
 class Committer:
     """Commits requests in groups. One for each process; `lost` tells why it must be started again."""
 
@@ -110,9 +105,8 @@ class Committer:
         self._clock = clock
         self._timeout_s = timeout_s
         self._in_flight_max = in_flight_max
-        self._queue: deque[_Waiting] = deque()
+        self._room = WaitingRoom()
         self._batches: set[asyncio.Task[None]] = set()
-        self._writing: set[bytes] = set()
         self._scheduled = False
         self._probe: asyncio.Task[None] | None = None
         self._guard = absent(INCARNATION_KEY)
@@ -140,15 +134,17 @@ class Committer:
 
     async def stop(self) -> None:
         """Lets what was accepted finish; refuses the rest."""
-        while self._batches:
-            await asyncio.wait(self._batches)
         if self._probe is not None:
             await cancel_and_wait(self._probe)
-        while self._queue:
-            self._fail(self._queue.popleft(), Unavailable(what="etcd"))
+            self._probe = None
+        self.down = Unavailable("The daemon is stopping; nothing was tried.", what="draining", maybe_done=False)
+        while self._batches or self._scheduled:
+            await (asyncio.wait(self._batches) if self._batches else asyncio.sleep(0))
+        for waiting in self._room:
+            _fail(waiting, self.down)
 
     def __len__(self) -> int:
-        return len(self._queue)
+        return len(self._room)
 
     async def commit(self, request: Request) -> Outcome:
         """Carries out one request, with others.
@@ -156,30 +152,24 @@ class Committer:
         Raises `Unavailable` (it may have happened), `StoreFull` or `TxnRefused` (it has not), `Overloaded` (not tried).
         """
         if self.down is not None:
-            raise self.down
-        if len(self._queue) >= QUEUE_MAX:
+            raise _another(self.down)
+        if len(self._room) >= QUEUE_MAX:
             raise Overloaded(what="commit queue", queue_max=QUEUE_MAX)
         assert len(request.then) <= REQUEST_OPS_MAX
         assert len(request.compares) <= COMPARES_MAX
         future: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
-        keys = frozenset(op.key for op in request.then if type(op) is not Get)
-        self._queue.append(_Waiting(request, future, keys))
-        if not self._scheduled and len(self._batches) < self._in_flight_max:
+        self._room.add(Waiting(request, future))
+        if not self._scheduled and len(self._batches) < self._in_flight_max and self._room.ready:
             # at the end of this turn of the loop, so that commands which arrived together go together
             self._scheduled = True
             asyncio.get_running_loop().call_soon(self._send)
         return await future
 
-    # -- making batches ---------------------------------------------------------------------------------------------
+    # -- sending batches --------------------------------------------------------------------------------------------
 
     def _send(self) -> None:
         self._scheduled = False
-        while self._queue and len(self._batches) < self._in_flight_max:
-            batch = self._take()
-            if not batch:
-                return  # all that waits writes keys that are in flight; the end of that batch calls again
-            for waiting in batch:
-                self._writing |= waiting.keys
+        while len(self._batches) < self._in_flight_max and (batch := self._room.take()):
             task = asyncio.create_task(self._carry_out(batch), name="commit")
             self._batches.add(task)
             task.add_done_callback(self._sent)
@@ -188,98 +178,96 @@ class Committer:
         self._batches.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None and not self.lost.done():
             self.lost.set_result(f"group commit failed: {error!r}")
-        if self._queue and not self._scheduled:
+        if not self._scheduled:
             self._send()
-
-    def _take(self) -> list[_Waiting]:
-        """The next batch: in order of arrival, disjoint in the keys it writes, fair to the owners when there are too
-        many.
-        """
-        owners: dict[str, int] = {}
-        if len(self._queue) > BATCH_MAX:
-            for waiting in self._queue:
-                owners[waiting.request.owner] = 0
-        share = max(1, BATCH_MAX // len(owners)) if owners else BATCH_MAX
-        batch: list[_Waiting] = []
-        writing = set(self._writing)
-        left: list[_Waiting] = []
-        queue = self._queue
-        while queue and len(batch) < BATCH_MAX:
-            waiting = queue.popleft()
-            request = waiting.request
-            if waiting.future.done():  # its caller was cancelled
-                continue
-            taken = owners.get(request.owner, 0)
-            large = _is_large(request)
-            if taken >= share or not writing.isdisjoint(waiting.keys) or (large and batch):
-                left.append(waiting)
-                writing |= waiting.keys  # what comes later and writes the same key must not overtake it
-                continue
-            batch.append(waiting)
-            writing |= waiting.keys
-            if owners:
-                owners[request.owner] = taken + 1
-            if large:
-                break
-        queue.extendleft(reversed(left))
-        return batch
 
     # -- carrying them out --------------------------------------------------------------------------------------------
 
-    async def _carry_out(self, batch: list[_Waiting]) -> None:
+    async def _carry_out(self, batch: list[Waiting]) -> None:
         started = self._clock.monotonic()
+        try:
+            await self._attempt(batch, started)
+        finally:
+            for waiting in batch:
+                if not waiting.future.done():  # we have a bug, or are cancelled
+                    _fail(waiting, Unavailable(what="etcd"))
+                self._room.over(waiting)
+            self._batch_seconds.observe(self._clock.monotonic() - started)
+
+    async def _attempt(self, batch: list[Waiting], started: float) -> None:
         self._batch_size.observe(len(batch))
         try:
             await self._until_known(batch, started)
-        except TxnRefused as refused:
-            if len(batch) == 1:
-                self._fail(batch[0], refused)
-            else:
-                self._retries_refused.inc(len(batch))
-                await asyncio.gather(*(self._carry_out([waiting]) for waiting in batch))
         except Unavailable as gone:
             self._go_down(gone)
             for waiting in batch:
-                self._fail(waiting, gone)
-        except FabricError as error:
-            if len(batch) == 1:
-                self._fail(batch[0], error)
-            else:  # a full store still reads and deletes
-                await asyncio.gather(*(self._carry_out([waiting]) for waiting in batch))
-        finally:
-            for waiting in batch:
-                self._writing -= waiting.keys
-            self._batch_seconds.observe(self._clock.monotonic() - started)
+                _fail(waiting, gone)
+        except FabricError as refused:  # in a batch it is perhaps another's: and a full store still reads and deletes
+            if len(batch) > 1:
+                self._retries_refused.inc(len(batch))
+                alone = (self._attempt([waiting], started) for waiting in batch)
+                for failed in await asyncio.gather(*alone, return_exceptions=True):
+                    if failed is not None:
+                        raise failed from None
+            elif batch[0].doubt and batch[0].keys:
+                await self._ask_witness(batch[0], refused, started)
+            else:
+                _fail(batch[0], refused)
 
-    async def _until_known(self, batch: list[_Waiting], started: float) -> None:
+    async def _ask_witness(self, waiting: Waiting, refused: FabricError, started: float) -> None:
+        """Refused now, but an earlier attempt may have been carried out: its witness knows."""
+        witness = waiting.request.witness
+        if witness is None:
+            _fail(waiting, Unavailable(what="etcd"))
+            return
+        asked = Waiting(Request((), (Get(witness.key),)), asyncio.get_running_loop().create_future())
+        await self._attempt([asked], started)
+        try:
+            outcome = await asked.future
+        except FabricError as error:
+            _fail(waiting, error)
+            return
+        found = _witnessed(outcome.answers[0], witness)
+        if found is None:
+            _fail(waiting, refused)
+        elif not waiting.future.done():
+            waiting.future.set_result(found)
+
+    async def _until_known(self, batch: list[Waiting], started: float) -> None:
         """Sends the batch until its outcome is known. Raises `Unavailable` when `timeout_s` has passed."""
-        doubt = False
         while True:
-            txn = self._txn(batch, doubt=doubt)
+            txn = self._txn(batch)
+            left_s = started + self._timeout_s - self._clock.monotonic()
             try:
-                result = await self._store.txn(txn)
-            except Unavailable:
-                if self._clock.monotonic() - started > self._timeout_s:
+                async with asyncio.timeout(max(0.0, left_s)):
+                    result = await self._store.txn(txn)
+            except (Unavailable, TimeoutError) as error:
+                for waiting in batch:
+                    waiting.doubt = True
+                if isinstance(error, TimeoutError):
+                    raise Unavailable("etcd does not answer in time", what="etcd", maybe_done=True) from None
+                if left_s <= 0:
                     raise
-                doubt = True
-                self._retries_unknown.inc()
+                if self._clock.monotonic() - started > REFUSE_AFTER_S:
+                    self._go_down(error)
+                self._retries_unknown.inc(len(batch))
                 await self._clock.sleep(self._clock.jitter(0.01, 0.05))
                 continue
-            self._settle(batch, result, doubt=doubt)
+            self._settle(batch, result)
             return
 
-    def _txn(self, batch: list[_Waiting], *, doubt: bool) -> Txn:
+    def _txn(self, batch: list[Waiting]) -> Txn:
         if len(batch) == 1:
             request = batch[0].request
-            otherwise = (*_otherwise(request, doubt=doubt), _GUARD)
+            otherwise = (*_otherwise(batch[0]), _GUARD)
             return Txn((self._guard, *request.compares), _folded(request.then), _folded(otherwise))
         return Txn(
             (self._guard,),
-            tuple(Txn(w.request.compares, w.request.then, _otherwise(w.request, doubt=doubt)) for w in batch),
+            tuple([Txn(w.request.compares, w.request.then, _otherwise(w)) for w in batch]),
             (_GUARD,),
         )
 
-    def _settle(self, batch: list[_Waiting], result: TxnResult, *, doubt: bool) -> None:
+    def _settle(self, batch: list[Waiting], result: TxnResult) -> None:
         if not result.succeeded:
             guard = _flat(result.answers)[-1]
             assert isinstance(guard, Got)
@@ -289,61 +277,73 @@ class Committer:
         if len(batch) == 1:
             answers = _flat(result.answers)
             only = result._replace(answers=answers if result.succeeded else answers[:-1])
-            self._answer(batch[0], only, result.revision, doubt=doubt)
+            self._answer(batch[0], only, result.revision)
             return
         for waiting, answer in zip(batch, result.answers, strict=True):
             assert isinstance(answer, TxnResult)
-            self._answer(waiting, answer, result.revision, doubt=doubt)
+            self._answer(waiting, answer, result.revision)
 
     @staticmethod
-    def _answer(waiting: _Waiting, result: TxnResult, revision: int, *, doubt: bool) -> None:
+    def _answer(waiting: Waiting, result: TxnResult, revision: int) -> None:
         if waiting.future.done():
             return
         answers = result.answers
-        if not result.succeeded and doubt and waiting.keys:
+        if not result.succeeded and waiting.doubt and waiting.keys:
             if waiting.request.witness is None:
                 waiting.future.set_exception(Unavailable(what="etcd"))
                 return
-            witness, answers = answers[-1], answers[:-1]
-            if isinstance(witness, Got) and witness.kvs and witness.kvs[0].value == waiting.request.witness.value:
-                waiting.future.set_result(Outcome(True, witness.kvs[0].mod_revision, ()))
+            answers, seen = answers[:-1], answers[-1]
+            found = _witnessed(seen, waiting.request.witness)
+            if found is not None:
+                waiting.future.set_result(found)
                 return
-        reads = tuple(a if isinstance(a, Got) else None for a in answers)
+        reads = tuple([a if type(a) is Got else None for a in answers])
         waiting.future.set_result(Outcome(result.succeeded, revision, reads))
 
-    def _stale(self, batch: Sequence[_Waiting]) -> None:
+    def _stale(self, batch: Sequence[Waiting]) -> None:
         if not self.lost.done():
             self.lost.set_result("the cluster was restored from a backup: its incarnation has changed")
         for waiting in batch:
-            self._fail(waiting, Unavailable(what="fabric", reason="incarnation changed"))
-
-    @staticmethod
-    def _fail(waiting: _Waiting, error: FabricError) -> None:
-        if not waiting.future.done():
-            waiting.future.set_exception(error)
+            _fail(waiting, Unavailable(what="fabric", reason="incarnation changed"))
 
     # -- while the store is gone --------------------------------------------------------------------------------------
 
     def _go_down(self, error: FabricError) -> None:
         if self.down is None:
-            self.down = error
+            self.down = _another(error)
             self._probe = asyncio.create_task(self._come_back(), name="commit probe")
-        while self._queue:
-            self._fail(self._queue.popleft(), error)
+        for waiting in self._room:
+            _fail(waiting, error)  # the next `take` clears them away
 
     async def _come_back(self) -> None:
         while True:
             await self._clock.sleep(PROBE_S)
             try:
-                await self._store.get(INCARNATION_KEY)
-            except FabricError:
+                async with asyncio.timeout(self._timeout_s):
+                    await self._store.get(INCARNATION_KEY)
+            except (FabricError, TimeoutError):
                 continue
             self.down = None
             return
 
 
-def _is_large(request: Request) -> bool:
-    return max(len(request.then), len(request.compares), len(request.otherwise)) > SHARED_OPS_MAX
+def _fail(waiting: Waiting, error: FabricError) -> None:
+    if not waiting.future.done():
+        waiting.future.set_exception(_another(error))
+
+
+def _another(error: FabricError) -> FabricError:
+    """A copy: an exception that is raised again and again keeps the frames of all who ever saw it."""
+    return type(error)(error.message, **error.facts)
+
+
+def _witnessed(seen: object, witness: Put) -> Outcome | None:
+    """The outcome of a request whose witness is there; None when it is not."""
+    if isinstance(seen, Got) and seen.kvs:
+        kv = seen.kvs[0]
+        if kv.value == witness.value and kv.lease == witness.lease:
+            return Outcome(True, kv.mod_revision, ())
+    return None
 
 
 def _folded(ops: tuple[Put | Delete | Get, ...]) -> tuple[Put | Delete | Get | Txn, ...]:
@@ -359,7 +359,8 @@ def _flat(answers: tuple[Got | Deleted | Done | TxnResult, ...]) -> tuple[Got | 
     return tuple(a for group in answers if type(group) is TxnResult for a in group.answers)
 
 
-def _otherwise(request: Request, *, doubt: bool) -> tuple[Get, ...]:
-    if doubt and request.witness is not None:
+def _otherwise(waiting: Waiting) -> tuple[Get, ...]:
+    request = waiting.request
+    if waiting.doubt and request.witness is not None:
         return (*request.otherwise, Get(request.witness.key))
     return request.otherwise

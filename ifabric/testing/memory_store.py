@@ -32,6 +32,7 @@ from ifabric.store.base import (
 )
 
 OPS_MAX = 128
+REQUEST_MAX_BYTES = 1_572_864
 SWEEP_S = 0.05
 _NOTHING = KV(b"", b"", 0, 0, 0, 0)
 
@@ -61,6 +62,11 @@ class MemoryEtcd:
 
     def txn(self, txn: Txn) -> TxnResult:
         self.expire_due()
+        written = _written(txn)
+        if self.full and written is not None:  # etcd looks at both branches, whichever would run
+            raise StoreFull(what="etcd")
+        if written is not None and written > REQUEST_MAX_BYTES:
+            raise TxnRefused("etcd refused the request: request is too large")
         _check_size(txn, OPS_MAX)
         _check_keys(txn)
         path = self._path(txn)
@@ -108,8 +114,6 @@ class MemoryEtcd:
     def _check_puts(self, txn: Txn, path: dict[int, bool]) -> None:
         for op in txn.then if path[id(txn)] else txn.otherwise:
             if isinstance(op, Put):
-                if self.full:
-                    raise StoreFull(what="etcd")
                 if op.lease and op.lease not in self.leases:
                     raise TxnRefused("etcd refused the request: requested lease not found")
             elif isinstance(op, Txn):
@@ -330,6 +334,17 @@ def _within(key: bytes, start: bytes, end: bytes) -> bool:
 def _stamp(result: TxnResult, revision: int) -> TxnResult:
     answers = tuple(_stamp(one, revision) if isinstance(one, TxnResult) else one for one in result.answers)
     return TxnResult(result.succeeded, revision, answers)
+
+
+def _written(txn: Txn) -> int | None:
+    """How many bytes the puts of both branches bring, nested ones included; None when there is none."""
+    sizes = [
+        _written(op) if isinstance(op, Txn) else len(op.key) + len(op.value)
+        for op in (*txn.then, *txn.otherwise)
+        if isinstance(op, Txn | Put)
+    ]
+    puts = [size for size in sizes if size is not None]
+    return sum(puts) if puts else None
 
 
 def _check_size(txn: Txn, limit: int) -> None:

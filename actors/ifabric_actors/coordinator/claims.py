@@ -67,7 +67,9 @@ class Claims:
             if known is None:
                 raise UnknownTask(f"there is no task {message.task}", task=message.task)
             if rules.holds(known.task, caller.session, seat):
-                raise _HeldAlreadyError(known.task, seat)
+                if message.request_id is None:
+                    raise _HeldAlreadyError(known.task, seat)
+                return _held_already(caller, known, seat)
             return self._grant(caller, message, known, seat, deadline)
 
         reserved = self._board.reserve(message.task)
@@ -87,6 +89,14 @@ class Claims:
         finally:
             if reserved:
                 self._board.unreserve(message.task)
+        if isinstance(done, Committed) and not done.plan.writes:
+            self._claims["again"].inc()
+            await self._not_needed(deadline)
+            reply: wire.ClaimReply = done.plan.reply
+            stored = self._office.known(message.task)
+            return msgspec.structs.replace(
+                reply, spec=with_payload(stored.task, await self._office.payload(stored.task))
+            )
         reply = await self._granted(message.task, done, deadline)
         self._latency.observe(self._clock.monotonic() - started)
         return reply
@@ -97,7 +107,13 @@ class Claims:
         until = started + message.wait_s
         looked = settled = False
         while True:
-            seat = await self._office.seat(caller)
+            try:
+                seat = await self._office.seat(caller)
+            except SessionLost:  # the first answer to a retry outlives the session that it was given to
+                replay = await self._desk.look(caller, message, ())
+                if replay is None:
+                    raise
+                return await self._replayed(replay)
             task_id = self._board.best(seat.capabilities, spread=self._spread, pick=self._pick)
             if task_id is not None:
                 reply = await self._take(message, caller, seat, task_id)
@@ -114,9 +130,13 @@ class Claims:
             left = until - self._clock.monotonic()
             if left > 0:
                 await self._wait(seat, left)
-            elif not settled:
+            elif not settled:  # claims under way may leave a task, and one of them may be a duplicate of this request
                 settled = True
+                await self._desk.turns_over()
                 await self._office.settle()
+                replay = await self._desk.look(caller, message, ())
+                if replay is not None:
+                    return await self._replayed(replay)
             else:
                 self._claims["none"].inc()
                 missing = self._board.missing(seat.capabilities)
@@ -231,6 +251,21 @@ class _HeldAlreadyError(FabricError):
     def __init__(self, task: Task, seat: Seat) -> None:
         super().__init__()
         self.task, self.seat = task, seat
+
+
+def _held_already(caller: Caller, known: Stored, seat: Seat) -> Plan:
+    """Nothing to write but the receipt: a retry is told the same, whatever has become of the claim by then."""
+    task, ttl_s = known.task, float(seat.session.ttl_s)
+    return Plan(
+        wire.ClaimReply(
+            task=task.spec.id, fence=task.fence, attempt=task.attempt, ttl_s=ttl_s, spec=task.spec, again=True
+        ),
+        compares=(
+            records.as_seen(records.task_key(task.spec.id), known),
+            leased(records.session_key(caller.session), seat.lease),
+        ),
+        kept=_Kept(task.spec.id, task.fence, task.attempt, ttl_s),
+    )
 
 
 def _no_governor(hold_micro_usd: int | None) -> None:

@@ -12,6 +12,7 @@ decided on it is not spoken until the keys it depends on, and the request's rece
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
@@ -85,6 +86,7 @@ class Desk:
         self._committer = committer
         self._receipts = receipts
         self._clock = clock
+        self._name, self._attempts = clock.token(), itertools.count(1)
         self._turns: dict[str, asyncio.Future[None]] = {}
         self._cas_failures = metrics.counter("if_coordinator_cas_failures_total")
 
@@ -187,6 +189,11 @@ class Desk:
         self._learn(otherwise, outcome, None, None)
         return False
 
+    async def turns_over(self) -> None:
+        """Returns when the commits that are in flight now are over."""
+        if self._turns:
+            await asyncio.wait(set(self._turns.values()))
+
     # -- inside -------------------------------------------------------------------------------------------------------
 
     async def _turn(self, task_ids: tuple[str, ...]) -> None:
@@ -209,7 +216,11 @@ class Desk:
         if message.request_id is not None:
             kept = plan.reply if plan.kept is None else plan.kept
             key = records.receipt_key(caller.session, message.request_id)
-            receipt = Put(key, records.receipt(message, kept), await self._receipts.current())
+            receipt = Put(
+                key,
+                records.receipt(message, kept, f"{self._name}.{next(self._attempts)}"),
+                await self._receipts.current(),
+            )
             compares.append(absent(key))
             then.append(receipt)
         witness = receipt or next((op for op in then if type(op) is Put), None)
@@ -232,8 +243,12 @@ class Desk:
     def _learn(
         self, asked: tuple[Get, ...], outcome: Outcome, caller: Caller | None, message: Mutation | None
     ) -> Replayed | None:
-        """Takes what was read into the board; the receipt, when there is one, is the answer."""
-        replay = None
+        """Takes what was read into the board; the receipt, when there is one, is the answer.
+
+        What was not there had gone before this revision: at it, another request of the same batch may have made it
+        anew, after the read.
+        """
+        replay, gone = None, outcome.revision - 1
         for get, got in zip(asked, outcome.answers, strict=True):
             assert got is not None, "a read is answered"
             kv: KV | None = got.kvs[0] if got.kvs else None
@@ -241,13 +256,13 @@ class Desk:
             if key.startswith(records.TASKS):
                 task_id = key[len(records.TASKS) :].decode()
                 if kv is None:
-                    self._board.forget(task_id, outcome.revision)
+                    self._board.forget(task_id, gone)
                 else:
                     self._board.put(task_id, records.stored(kv))
             elif key.startswith(records.SESSIONS):
                 session = key[len(records.SESSIONS) :].decode()
                 if kv is None:
-                    self._board.unseat(session, outcome.revision)
+                    self._board.unseat(session, gone)
                 else:
                     self._board.seat(session, records.seat(kv))
             elif key.startswith(records.DEADLINES):

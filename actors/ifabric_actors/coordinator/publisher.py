@@ -147,8 +147,16 @@ async def _newest(journal: Journal) -> int:
     for what in COMMITTED:
         last = await journal.last(subjects.event("task", what))
         if last is not None:
-            newest = max(newest, _revisions.decode(last.data).revision)
+            newest = max(newest, _revision(last.data))
     return newest
+
+
+def _revision(data: bytes) -> int:
+    """The revision of an event; 0 for what is none: whoever may publish there could else crash every daemon."""
+    try:
+        return _revisions.decode(data).revision
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return 0
 
 
 def _resync(revision: int, now: int) -> Entry:

@@ -76,8 +76,12 @@ class Session(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc=
 
 
 class Receipt(msgspec.Struct, frozen=True, kw_only=True):
-    """The first answer to a request: what was asked (a digest), and what was said."""
+    """The first answer to a request: what was asked (a digest), what was said, and by which attempt.
 
+    Another daemon that carries the same request out would say the same in the same words; only `by` tells whose it is.
+    """
+
+    by: str = ""
     verb: str
     digest: str
     reply: msgspec.Raw
@@ -156,9 +160,14 @@ def body_digest(spec: TaskSpec) -> str:
     return hashlib.sha256(msgspec.json.encode(spec, order="deterministic")).hexdigest()[:32]
 
 
-def receipt(message: Request, reply: Any) -> bytes:
+def receipt(message: Request, reply: Any, by: str) -> bytes:
     """A `Receipt` as stored."""
-    return b'{"verb":"%b","digest":"%b","reply":%b}' % (message.verb.encode(), digest(message).encode(), encode(reply))
+    return b'{"by":"%b","verb":"%b","digest":"%b","reply":%b}' % (
+        by.encode(),
+        message.verb.encode(),
+        digest(message).encode(),
+        encode(reply),
+    )
 
 
 def replayed(kv: KV, message: Request) -> msgspec.Raw:

@@ -48,6 +48,8 @@ Event = Literal[
 
 GENERATIONS = 2**40
 INCARNATION_MAX = 2**13 - 1
+#: what one submission may take in the store: etcd takes 1.5 MiB in one transaction, and the records have more to say
+SUBMISSION_MAX_BYTES = 1_310_720
 
 #: The whole life of a task. What is not here is refused.
 TRANSITIONS: Mapping[State, Mapping[Event, State]] = {
@@ -110,6 +112,15 @@ def submitted(
         payload=payload_bytes > 0,
         history=(replace(by, at=now, event="submitted", note="arrived done" if done else ""),),
     )
+
+
+def refuse_large_submission(stored_bytes: int) -> None:
+    """JSON may grow when it is stored: ``1e15`` becomes eighteen bytes."""
+    if stored_bytes > SUBMISSION_MAX_BYTES:
+        raise TooLarge(
+            f"the tasks take {stored_bytes} bytes; {SUBMISSION_MAX_BYTES} may be submitted at once. Nothing was submitted.",
+            limit_bytes=SUBMISSION_MAX_BYTES,
+        )
 
 
 def refuse_cycle(specs: Iterable[TaskSpec]) -> None:

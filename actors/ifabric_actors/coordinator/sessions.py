@@ -14,11 +14,12 @@ from ifabric.wire import coordinator as wire
 from ifabric.wire import subjects
 from ifabric.wire.envelope import MSG_ID_HEADER, encode
 from ifabric_actors.coordinator import records, rules
-from ifabric_actors.coordinator.desk import Committed, Plan, Replayed, Write
-from ifabric_actors.coordinator.office import Office
+from ifabric_actors.coordinator.desk import Committed, Plan, Write
+from ifabric_actors.coordinator.office import Office, reply_of
 from ifabric_actors.coordinator.records import Seat, Session, Task
 
-#: how a claim ends; `expired` also names the holder, but is not its doing
+#: how a claim ends; `expired` also names the holder, but is not its doing, and `cancelled` names the operator, who may
+#: go by the holder's session
 _ENDS = ("completed", "failed", "released", "expired", "cancelled")
 
 
@@ -61,17 +62,16 @@ class Sessions:
             done = await self._desk.attempt(caller, message, decide(), ())
             if done is not None:
                 break
-        known = self._board.sessions.get(caller.session)
         if isinstance(done, Committed):
-            lease = known.lease if known is not None and seat is not None else fresh
             put = done.plan.others[0]
             assert isinstance(put, Put)
             session = msgspec.json.decode(put.value, type=Session)
-            self._board.seat(caller.session, Seat(session, lease, done.revision, frozenset(session.capabilities)))
-            if seat is not None:
-                await self._store.keep_alive(lease)
-            if fresh and lease != fresh:
-                await self._store.revoke(fresh)
+            # the lease that was committed: while one was granted, another hello may have registered the session
+            self._board.seat(caller.session, Seat(session, put.lease, done.revision, frozenset(session.capabilities)))
+            if put.lease != fresh:
+                await self._store.keep_alive(put.lease)
+                if fresh:
+                    await self._store.revoke(fresh)
             return done.plan.reply
         if fresh:
             await self._store.revoke(fresh)
@@ -128,19 +128,26 @@ class Sessions:
         replay = await self._desk.look(caller, message, ())
         if replay is not None:
             return replay.reply
-        seat = self._board.sessions.get(caller.session)
-        if seat is None:
-            return wire.ByeReply()
-        await self._office.settle()
-        held = sorted(self._board.held.get(caller.session, ()))
-        gone = [task_id for task_id in held if await self._give_back(caller.session, seat, task_id)]
-        key = records.session_key(caller.session)
-        plan = Plan(wire.ByeReply(released=tuple(gone)), compares=(leased(key, seat.lease),), others=(Delete(key),))
-        done = await self._desk.attempt(caller, message, plan, ())
-        if isinstance(done, Committed):
+        gone: list[str] = []
+        while True:
+            seat = self._board.sessions.get(caller.session)
+            key = records.session_key(caller.session)
+            others: tuple[Delete, ...] = ()
+            if seat is not None:
+                await self._office.settle()
+                held = sorted(self._board.held.get(caller.session, ()))
+                gone += [task_id for task_id in held if await self._give_back(caller.session, seat, task_id)]
+                condition, others = leased(key, seat.lease), (Delete(key),)
+            else:  # its receipt still keeps a duplicate from ending the session's next life
+                condition = absent(key)
+            plan = Plan(wire.ByeReply(released=tuple(gone)), compares=(condition,), others=others)
+            done = await self._desk.attempt(caller, message, plan, ())
+            if done is not None:
+                break
+        if isinstance(done, Committed) and seat is not None:
             self._board.unseat(caller.session, done.revision)
             await self._store.revoke(seat.lease)
-        return done.reply if isinstance(done, Replayed) else plan.reply
+        return reply_of(done)
 
     async def _give_back(self, session: str, seat: Seat, task_id: str) -> bool:
         while (stored := self._board.tasks.get(task_id)) is not None and rules.holds(stored.task, session, seat):
@@ -160,4 +167,4 @@ class Sessions:
 def _ended_by(task: Task, session: str) -> bool:
     """Whether the last claim was ended by its holder, whose renewal crossed its own completion on the way."""
     last = next((entry for entry in reversed(task.history) if entry.fence == task.fence and entry.event in _ENDS), None)
-    return last is not None and last.session == session and last.event != "expired"
+    return last is not None and last.session == session and last.event not in ("expired", "cancelled")

@@ -31,6 +31,8 @@ class Submissions:
         if len(specs) != len(message.tasks):
             raise Conflict("a task id is given twice in one submission; nothing was submitted")
         payloads = {s.id: encode(s.payload) if s.payload is not None else b"" for s in message.tasks}
+        bare = (len(encode(msgspec.structs.replace(s, payload=None))) for s in message.tasks)
+        rules.refuse_large_submission(sum(bare) + sum(map(len, payloads.values())))
         elsewhere = tuple(sorted({d for s in message.tasks for d in s.depends_on} - specs.keys()))
         done_ids = set(message.done)
 
