@@ -15,7 +15,11 @@ from ifabric.config import Config, smells
 from ifabric.errors import ConfigError
 
 PREFIX = "IFABRIC__"
-FILE_MAX_BYTES = 1 << 20
+#: limits of one document. Aliases of aliases make a gigabyte of a few lines, or a circle that has no end.
+FILE_MAX_BYTES = 1 << 18
+VALUES_MAX = 20_000
+DEPTH_MAX = 50
+PLAIN_TAGS = ("tag:yaml.org,2002:map", "tag:yaml.org,2002:seq")
 #: sections of the runbook whose components this version does not have
 NOT_YET = ("governor", "chassis")
 ERRORS_MAX = 50
@@ -40,6 +44,14 @@ class _Reading:
         self.value: dict[str, Any] = {}
         self.places: dict[Path_, Place] = {}
         self.errors: list[str] = []
+        #: what could not be read, which has been said
+        self.unread: set[Path_] = set()
+        #: how many more values the document may have
+        self.left = 0
+
+
+class _TooMuch(Exception):
+    """The document is larger, once its aliases are written out, than any configuration."""
 
 
 def load(paths: Sequence[Path], environ: Mapping[str, str]) -> tuple[Config, list[str]]:
@@ -56,6 +68,8 @@ def load(paths: Sequence[Path], environ: Mapping[str, str]) -> tuple[Config, lis
     _environment(environ, reading)
     _unknown(reading.value, Config, (), reading)
     config = _convert(reading)
+    if config is not None and len(set(config.actors)) < len(config.actors):
+        reading.errors.append(f"{reading.places[('actors',)]}: actors: one is named twice")
     if config is None or reading.errors:
         raise ConfigError("\n".join(reading.errors[:ERRORS_MAX]))
     return config, smells(config)
@@ -63,50 +77,89 @@ def load(paths: Sequence[Path], environ: Mapping[str, str]) -> tuple[Config, lis
 
 def _read(path: Path, reading: _Reading) -> None:
     try:
-        if path.stat().st_size > FILE_MAX_BYTES:
-            reading.errors.append(f"{path}: larger than {FILE_MAX_BYTES} bytes; that is no configuration")
-            return
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        why = error.strerror if isinstance(error, OSError) else "not UTF-8"
-        reading.errors.append(f"{path}: cannot be read: {why}")
+        with path.open("rb") as file:  # never more of it than that: it may be a pipe, or a device without an end
+            data = file.read(FILE_MAX_BYTES + 1)
+        text = data.decode("utf-8")
+    except OSError as error:
+        reading.errors.append(f"{path}: cannot be read: {error.strerror}")
         return
-    try:
-        node = yaml.compose(text, Loader=yaml.SafeLoader)
-    except (yaml.YAMLError, RecursionError) as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f"{path}:{mark.line + 1}" if mark else str(path)
-        reading.errors.append(f"{where}: not YAML: {getattr(error, 'problem', None) or type(error).__name__}")
+    except UnicodeDecodeError:
+        reading.errors.append(f"{path}: cannot be read: not UTF-8")
         return
+    if len(data) > FILE_MAX_BYTES:
+        reading.errors.append(f"{path}: larger than {FILE_MAX_BYTES} bytes; that is no configuration")
+        return
+    node = _compose(text, str(path), reading)
     if node is None:
         return
     if not isinstance(node, yaml.MappingNode):
         reading.errors.append(f"{path}:{node.start_mark.line + 1}: the file is to be a map of sections")
         return
-    value = _value(node, (), str(path), reading)
-    _merge(reading.value, value)
+    value = _plain(node, (), str(path), reading)
+    if value is not None:
+        _merge(reading.value, value)
 
 
-def _value(node: yaml.Node, at: Path_, source: str, reading: _Reading) -> Any:
+def _compose(text: str, source: str, reading: _Reading) -> yaml.Node | None:
+    """The document as nodes, which know their lines. None when there is none."""
+    try:
+        return yaml.compose(text, Loader=yaml.SafeLoader)
+    except (yaml.YAMLError, RecursionError) as error:
+        mark = getattr(error, "problem_mark", None)
+        why = getattr(error, "problem", None) or getattr(error, "reason", None)
+        if isinstance(error, RecursionError):
+            why = "nested too deeply"
+        line = mark.line + 1 if mark and not source.startswith("$") else 0
+        reading.errors.append(f"{Place(source, line)}: not YAML: {why}")
+        return None
+
+
+def _plain(node: yaml.Node, at: Path_, source: str, reading: _Reading) -> Any:
+    """A document as plain data; None, and an error, when it is too much."""
+    reading.left = VALUES_MAX
+    try:
+        return _value(node, at, source, reading, 0)
+    except _TooMuch as error:
+        reading.errors.append(f"{error}")
+        reading.unread.add(at)
+        return None
+
+
+def _value(node: yaml.Node, at: Path_, source: str, reading: _Reading, depth: int) -> Any:
     """A node as plain data; where each part stands goes to `places`."""
-    reading.places[at] = Place(source, node.start_mark.line + 1)
+    reading.left -= 1
+    place = reading.places[at] = _place(node, source)
+    if depth > DEPTH_MAX:
+        raise _TooMuch(f"{place}: {_dotted(at)[:60]}...: nested more than {DEPTH_MAX} deep")
+    if reading.left < 0:
+        raise _TooMuch(f"{place}: more than {VALUES_MAX} values; that is no configuration")
+    if not isinstance(node, yaml.ScalarNode) and node.tag not in PLAIN_TAGS:
+        reading.errors.append(f"{place}: {_dotted(at)}: the tag {node.tag[:60]} means nothing here")
     if isinstance(node, yaml.MappingNode):
         made: dict[str, Any] = {}
         for key_node, value_node in node.value:
+            line = _place(key_node, source)
+            if not isinstance(key_node, yaml.ScalarNode) or key_node.tag.endswith(":merge"):
+                reading.errors.append(f"{line}: {_dotted(at)}: a key is a word, not a list, a map or a merge")
+                continue
             key = str(key_node.value)
-            line = key_node.start_mark.line + 1
             if key in made:
-                reading.errors.append(f"{source}:{line}: {_dotted((*at, key))} is given twice")
-            made[key] = _value(value_node, (*at, key), source, reading)
-            reading.places[(*at, key)] = Place(source, line)
+                reading.errors.append(f"{line}: {_dotted((*at, key))} is given twice")
+            made[key] = _value(value_node, (*at, key), source, reading, depth + 1)
+            reading.places[(*at, key)] = line
         return made
     if isinstance(node, yaml.SequenceNode):
-        return [_value(child, (*at, number), source, reading) for number, child in enumerate(node.value)]
+        return [_value(child, (*at, number), source, reading, depth + 1) for number, child in enumerate(node.value)]
     try:
         return yaml.SafeLoader("").construct_object(node)
-    except yaml.YAMLError as error:
-        reading.errors.append(f"{source}:{node.start_mark.line + 1}: {_dotted(at)}: {getattr(error, 'problem', error)}")
+    except Exception as error:  # PyYAML leaves some to int(), float() and datetime(), and they raise what they like
+        reading.errors.append(f"{place}: {_dotted(at)}: {getattr(error, 'problem', None) or error}")
+        reading.unread.add(at)
         return None
+
+
+def _place(node: yaml.Node, source: str) -> Place:
+    return Place(source, 0 if source.startswith("$") else node.start_mark.line + 1)
 
 
 def _merge(under: dict[str, Any], over: dict[str, Any]) -> None:
@@ -122,12 +175,14 @@ def _environment(environ: Mapping[str, str], reading: _Reading) -> None:
         if not name.startswith(PREFIX):
             continue
         at: Path_ = tuple(part.lower() for part in name.removeprefix(PREFIX).split("__"))
-        try:
-            value = yaml.safe_load(text)
-        except yaml.YAMLError:
-            reading.errors.append(f"${name}: the value is not YAML")
+        if len(at) > DEPTH_MAX or len(text) > FILE_MAX_BYTES:
+            reading.errors.append(f"${name}: longer than any key or value")
             continue
-        over: Any = value
+        said = len(reading.errors)
+        node = _compose(text, f"${name}", reading)
+        if len(reading.errors) > said:
+            continue
+        over: Any = None if node is None else _plain(node, at, f"${name}", reading)
         for depth in range(len(at) - 1, -1, -1):
             over = {at[depth]: over}
             reading.places[at[: depth + 1]] = Place(f"${name}", 0)
@@ -157,20 +212,36 @@ def _unknown(value: Any, struct: type[msgspec.Struct], at: Path_, reading: _Read
 
 def _convert(reading: _Reading) -> Config | None:
     """The structs. A value that does not fit is taken out and the rest tried again, so that all are found at once."""
+    gone: dict[Path_, list[int]] = {}
     for _ in range(ERRORS_MAX):
         try:
             return msgspec.convert(reading.value, Config)
         except msgspec.ValidationError as error:
             what, _, path = str(error).partition(" - at `$")
             at: Path_ = tuple(int(part) if part.isdigit() else part for part in re.findall(r"[^.\[\]`]+", path) if part)
-            while at and at not in reading.places:
-                at = at[:-1]
-            reading.errors.append(
-                f"{reading.places.get(at, Place('?', 0))}: {_dotted(at)}: {what[0].lower() + what[1:]}"
-            )
+            written = _as_written(at, gone)
+            while written and written not in reading.places:
+                at, written = at[:-1], written[:-1]
+            place = reading.places.get(written, Place("?", 0))
+            if written not in reading.unread:
+                reading.errors.append(f"{place}: {_dotted(written)}: {what[0].lower() + what[1:]}")
             if not _remove(reading.value, at):
                 return None
+            if isinstance(written[-1], int):
+                gone.setdefault(written[:-1], []).append(written[-1])
     return None
+
+
+def _as_written(at: Path_, gone: dict[Path_, list[int]]) -> Path_:
+    """The path as it is in the file, whose lists are longer by what was taken out."""
+    made: Path_ = ()
+    for part in at:
+        number = part
+        if isinstance(number, int):
+            for index in sorted(gone.get(made, ())):
+                number += index <= number
+        made = (*made, number)
+    return made
 
 
 def _remove(value: Any, at: Path_) -> bool:
@@ -184,4 +255,4 @@ def _remove(value: Any, at: Path_) -> bool:
 
 
 def _dotted(at: Path_) -> str:
-    return ".".join(str(part) for part in at) or "the file"
+    return ".".join(str(part) or "''" for part in at) or "the file"

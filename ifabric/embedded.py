@@ -14,6 +14,7 @@ import contextlib
 import ctypes
 import fcntl
 import os
+import re
 import shutil
 import signal
 import socket
@@ -30,6 +31,8 @@ STOP_S = 5.0
 QUOTA_BYTES = 8 << 30
 #: below it a server that did not start probably had no room: etcd takes 64 MB for its log, before anything is in it
 ROOM_BYTES = 128 << 20
+#: in what a Go program says when it panics: below the reason, and within a line of JSON
+_STACKS = re.compile(r'\ngoroutine [\s\S]*|,"stacktrace":"(?:\\.|[^"\\])*"')
 _PR_SET_PDEATHSIG = 1
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -181,11 +184,13 @@ class Server:
             said = self._log.read_bytes()[self._log_from :].decode(errors="replace")
         except OSError:
             return "  (no log)"
-        reason = said.partition("\ngoroutine ")[0]  # and not the stack of a panic in Go
+        reason = _STACKS.sub("", said)
         return "\n".join("  " + line for line in reason.splitlines()[-5:])
 
 
-def embedded_etcd(program: Program, folder: Path, port: int, clock: Clock) -> tuple[Server, str]:
+def embedded_etcd(
+    program: Program, folder: Path, port: int, clock: Clock, *, quota_bytes: int = QUOTA_BYTES
+) -> tuple[Server, str]:
     """An etcd with its data in `folder`, and its URL."""
     peer, port = free_port(), port or free_port()
     url = f"http://127.0.0.1:{port}"
@@ -197,7 +202,7 @@ def embedded_etcd(program: Program, folder: Path, port: int, clock: Clock) -> tu
         f"--listen-peer-urls=http://127.0.0.1:{peer}",
         f"--initial-advertise-peer-urls=http://127.0.0.1:{peer}",
         f"--initial-cluster=embedded=http://127.0.0.1:{peer}",
-        f"--quota-backend-bytes={QUOTA_BYTES}",
+        f"--quota-backend-bytes={quota_bytes}",
         "--auto-compaction-mode=periodic",
         "--auto-compaction-retention=10m",
         "--grpc-keepalive-min-time=1s",

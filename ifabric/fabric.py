@@ -8,7 +8,7 @@ import gc
 import os
 import signal
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from ifabric import __version__, endpoints, log, programs
 from ifabric.actor.base import Context
@@ -18,7 +18,7 @@ from ifabric.bus.nats import Nats, NatsSettings
 from ifabric.cancellation import cancel_and_wait
 from ifabric.clock import Clock, SystemClock
 from ifabric.config import Config
-from ifabric.embedded import Server, StateLock, embedded_etcd, embedded_nats
+from ifabric.embedded import Server, StateLock, embedded_etcd, embedded_nats, writing
 from ifabric.errors import FabricError, Unreachable
 from ifabric.http.health import Snapshot
 from ifabric.http.server import HttpServer
@@ -26,6 +26,7 @@ from ifabric.loader import load
 from ifabric.metrics import Metrics
 from ifabric.store.commit import Committer
 from ifabric.store.etcd import Etcd, EtcdSettings
+from ifabric.store.vitals import Vitals
 from ifabric.supervision.spec import Branch, Budget, Child, Part, Strategy
 from ifabric.supervision.supervisor import Supervisor
 
@@ -42,13 +43,14 @@ class Fabric:
         self._log = log.get()
         self._metrics = Metrics()
         self._born = clock.monotonic()
-        self._draining = False
+        self._announced = self._draining = False
         self.warnings: list[str] = []
         self._servers, etcd_urls, nats_urls = self._embedded()
         self._etcd = Etcd(_etcd_settings(config, etcd_urls), clock)
         self._nats = Nats(_nats_settings(config, nats_urls), clock, self._on_bus_error)
         self._committer = Committer(self._etcd, clock, self._metrics, timeout_s=config.coordinator.etcd.timeout_seconds)
         self._pulse = Pulse(clock)
+        self._vitals = Vitals(self._etcd, clock)
         self._http = HttpServer(config.http, config.coordinator.metrics, self, self._metrics)
         self._metrics.before_render.append(self._read_connections)
         self._found = endpoints.Endpoints(
@@ -59,10 +61,13 @@ class Fabric:
     def _tree(self) -> Branch:
         """The supervision tree. What stands further down depends on what stands above it."""
         return Branch("fabric", Strategy.REST_FOR_ONE, Budget(5, 60.0), (
+            # above what it tells about: it is there while the rest starts, starts again and drains
+            Child("http", Part(self._http.start, self._http.stop)),
             Branch("servers", Strategy.ONE_FOR_ONE, Budget(5, 60.0), tuple(
                 Child(name, server) for name, server in self._servers.items()
             )),
             Child("store", Part(self._connect_store, self._etcd.close)),
+            Child("vitals", self._vitals),
             Child("pulse", self._pulse),
             Child("bus", Part(self._nats.connect, self._nats.close, lambda: self._nats.lost)),
             Child("commit", Part(self._committer.start, self._committer.stop, lambda: self._committer.lost)),
@@ -70,7 +75,6 @@ class Fabric:
                 Child(name, self._runner(name), shutdown_s=self._config.drain_timeout_seconds + 10)
                 for name in self._config.actors
             )),
-            Child("http", Part(self._http.start, self._http.stop)),
         ))  # fmt: skip
 
     async def run(self) -> int:
@@ -137,6 +141,7 @@ class Fabric:
 
     def _runner(self, name: str) -> Runner:
         actor = load(name)
+        self._metrics.counter("if_actor_restarts_total", actor=name)  # there from the start, at 0
         context = Context(
             store=self._etcd,
             bus=self._nats,
@@ -158,7 +163,9 @@ class Fabric:
         )
 
     def _announce(self) -> None:
-        endpoints.write(self._state_dir, endpoints.replace_http(self._found, self._http.url))
+        with writing(self._state_dir):
+            endpoints.write(self._state_dir, endpoints.replace_http(self._found, self._http.url))
+        self._announced = True
         self._log.info(
             "ready",
             nats=self._found.nats,
@@ -173,15 +180,17 @@ class Fabric:
         """What `/health` says."""
         down = self._committer.down
         etcd = "connected" if down is None and self._etcd.connected else "disconnected"
+        if etcd == "connected" and self._vitals.full:
+            etcd = "full"
         nats = "connected" if self._nats.connected else "disconnected"
         tree = self.tree.describe()
         failing = [child["name"] for child in _leaves(tree) if child["state"] != "running"]
-        not_ready = [f"{what} is disconnected" for what, how in (("etcd", etcd), ("nats", nats)) if how != "connected"]
+        not_ready = [f"{what} is {how}" for what, how in (("etcd", etcd), ("nats", nats)) if how != "connected"]
         not_ready += [f"{name} is not running" for name in failing]
         if self._draining:
             not_ready.insert(0, "draining")
         return Snapshot(
-            status="draining" if self._draining else "degraded" if not_ready else "healthy",
+            status=self._status(not_ready),
             etcd=etcd,  # type: ignore[arg-type]
             nats=nats,  # type: ignore[arg-type]
             loop_lag_s=round(self._pulse.lag_s, 4),
@@ -191,6 +200,13 @@ class Fabric:
             warnings=tuple(self.warnings),
             actors=tree,
         )
+
+    def _status(self, not_ready: list[str]) -> Literal["starting", "healthy", "degraded", "draining"]:
+        if self._draining:
+            return "draining"
+        if not self._announced:
+            return "starting"
+        return "degraded" if not_ready else "healthy"
 
     def _read_connections(self) -> None:
         metrics, etcd, nats = self._metrics, self._etcd, self._nats

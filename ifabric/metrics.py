@@ -217,7 +217,8 @@ class Metrics:
             update()
         for family in self._families.values():
             for key, child in family.children.items():
-                value = child.rendered() if isinstance(child, Histogram) else child.value
+                # +: the answer to "connected?" as a number; Prometheus refuses all of a page that says True
+                value = child.rendered() if isinstance(child, Histogram) else +child.value
                 family.collector.values[dict(key)] = value
         text: bytes = SafeText().marshall(self._registry)
         return text

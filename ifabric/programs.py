@@ -62,7 +62,7 @@ def judge_etcd(text: str, *, embedded: bool, allow_old: bool) -> str | None:
         return None
     why = (
         f"etcd {text} can lose what it acknowledged when it is killed (etcd #13766, #14370), and lets nested transactions past its access "
-        "control; use 3.5.30 or newer"
+        "control; use 3.5.30 or newer, or 3.6.11 or newer"
     )
     if embedded:
         return f"{why}. `just etcd` brings one."
@@ -113,7 +113,9 @@ def _places(name: str, package: str) -> Iterator[tuple[str, str]]:
 @cache
 def _look(path: str, source: str) -> Program | None:
     try:
-        said = subprocess.run([path, "--version"], capture_output=True, text=True, timeout=10, check=True).stdout
+        said = subprocess.run(
+            [path, "--version"], capture_output=True, text=True, errors="replace", timeout=10, check=True
+        ).stdout
     except (OSError, subprocess.SubprocessError):
         return None
     version = parse_version(said)

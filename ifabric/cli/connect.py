@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from ifabric.cli.options import Where
 from ifabric.errors import ConfigError
-from ifabric.wire.subjects import SESSION, SESSION_ID
+from ifabric.wire.subjects import SESSION
 
 if TYPE_CHECKING:
     from ifabric.client import Client
@@ -24,7 +24,7 @@ def client(
 
     name = session or os.environ.get("IFABRIC_SESSION") or None
     if name is not None and not SESSION.fullmatch(name):
-        raise ConfigError(f"the session {name!r} is none: it must match {SESSION_ID}")
+        raise ConfigError(f"the session {name!r} is none: it must match {SESSION.pattern}")
     at = where or Where()
     return Client.connect(
         at.nats,

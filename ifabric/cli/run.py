@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -10,7 +11,7 @@ import msgspec
 from cyclopts import Parameter
 
 from ifabric.cli.options import Json
-from ifabric.cli.output import err, out, plain, print_json
+from ifabric.cli.output import complain, err, out, plain, print_json
 from ifabric.config import Config
 from ifabric.errors import ConfigError, FabricError
 
@@ -36,6 +37,8 @@ def run(
         ifabric run
         ifabric run --config /etc/infrafabric/fabric.yaml --actors coordinator
     """
+    import signal
+
     import uvloop
 
     from ifabric import log
@@ -46,8 +49,10 @@ def run(
     loaded, warnings = load(config, os.environ)
     if actors:
         loaded = msgspec.structs.replace(
-            loaded, actors=tuple(name.strip() for name in actors.split(",") if name.strip())
+            loaded, actors=tuple(dict.fromkeys(name.strip() for name in actors.split(",") if name.strip()))
         )
+    for number in (signal.SIGTERM, signal.SIGINT):  # until the loop takes over: nothing is there yet to be ended
+        signal.signal(number, lambda *_: sys.exit(0))
     folder = state_dir or (Path(loaded.state_dir) if loaded.state_dir else default_state_dir())
     logging = loaded.coordinator.logging
     log.setup(logging.level, logging.format, logging.output)
@@ -60,7 +65,12 @@ def run(
         raise
     except FabricError as error:
         log.get().error("could not start", reason=str(error))
+        if logging.output != "stderr":  # whoever started it is not left without a word
+            complain(error)
         return exit_code(error)
+    except Exception as error:  # of a resident: it belongs into the log, with its place, wherever the log goes
+        log.get().exception("the daemon has failed", reason=repr(error))
+        return 1
 
 
 def check_config(

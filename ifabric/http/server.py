@@ -51,11 +51,12 @@ class HttpServer:
         wanted = self._metrics_port
         scrape = [Route(path, self._scrape) for path in {"/metrics", wanted.path}] if wanted.enabled else []
         port = await self._listen(self._http.port, [*routes, *scrape])
-        self.url = f"http://{self._http.host}:{port}"
+        host = self._http.host
+        self.url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
         if wanted.enabled and wanted.port is not None and wanted.port != self._http.port:
-            await self._listen(wanted.port, scrape)
+            await self._listen(wanted.port, scrape, "coordinator.metrics.port")
 
-    async def _listen(self, port: int, routes: list[Route]) -> int:
+    async def _listen(self, port: int, routes: list[Route], key: str = "http.port") -> int:
         host = self._http.host
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         listener = socket.socket(family, socket.SOCK_STREAM)
@@ -66,7 +67,7 @@ class HttpServer:
             listener.close()
             await self.stop()
             raise StartupError(
-                f"cannot listen on {host}:{port}: {error.strerror}. Set http.port (0: any free one) or stop who has it."
+                f"cannot listen on {host}:{port}: {error.strerror}. Set {key} (0: any free one) or stop who has it."
             ) from None
         config = uvicorn.Config(
             Starlette(routes=routes), lifespan="off", log_config=None, access_log=False, timeout_graceful_shutdown=1

@@ -61,7 +61,6 @@ class Channel:
         self.keep_alive: Any = lease.LeaseKeepAlive
         self.watch: Any = rpc.WatchStub(channel).Watch
         self.status: Any = maintenance.Status
-        self.alarm: Any = maintenance.Alarm
 
     async def close(self) -> None:
         """Ends every call on it. Twice is harmless."""
