@@ -112,7 +112,11 @@ class Claim:
         if self.ended or self.lost.is_set():
             return
         if error is None:
-            await self.complete()
+            try:
+                await self.complete()
+            except FabricError as unsent:
+                self.set_lost(f"could not be completed: {unsent}")  # so that it is not renewed with nobody at work
+                raise
         elif isinstance(error, Exception):
             await self._leave(
                 wire.Fail(task=self.task, fence=self.fence, error=f"{type(error).__name__}: {error}"[:2048])
@@ -123,11 +127,11 @@ class Claim:
             )
 
     async def _leave(self, message: wire.Fail | wire.Release) -> None:
-        """Ends the claim on the way out of a block. The block's own exception is what matters; the lease does the
-        rest.
+        """Ends the claim on the way out of a block. The block's own exception is what matters; what could not be sent
+        is seen by the next renewals, held by nobody, and given back.
         """
         try:
             async with asyncio.timeout(LEAVE_S):
                 await self._end(message)
         except (FabricError, TimeoutError) as unsent:
-            self.lost_reason = f"could not be given back: {unsent}"
+            self.set_lost(f"could not be given back: {unsent}")

@@ -23,7 +23,7 @@ import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, Self
 
 import msgspec
 
@@ -32,19 +32,21 @@ from ifabric.bus.base import Answer, Bus, Incoming, Journal
 from ifabric.bus.nats import Nats, NatsSettings
 from ifabric.claims import Claim
 from ifabric.clock import Clock, SystemClock
-from ifabric.errors import FabricError, NoTaskMatches, SessionLost, Unavailable, Unreachable, from_body
+from ifabric.errors import FabricError, NoTaskMatches, ServerError, SessionLost, Unavailable, Unreachable, from_body
 from ifabric.renewal import Renewal
 from ifabric.wire import coordinator as wire
 from ifabric.wire import subjects
 from ifabric.wire.envelope import DEADLINE_HEADER, ERROR_CODE_HEADER, Mutation, Reply, Request, encode, loads
 
-ATTEMPT_S = 2.0
+#: how long an attempt waits for its answer: short at first, since a frozen daemon keeps its share of the requests until
+#: NATS has missed its pings for three seconds, and the next attempt may reach another; long once it is the fabric that is slow
+SHORT_ATTEMPT_S, SHORT_FOR_S, ATTEMPT_S = 0.5, 3.5, 2.0
 BACKOFF_S = (0.05, 0.25)
 EVENTS_MAX = 10_000
 _DECODERS: dict[type[Request], msgspec.json.Decoder[Any]] = {
     request: msgspec.json.Decoder(reply) for request, reply in wire.REPLIES.items()
 }
-R = TypeVar("R")
+_EVENTS = msgspec.json.Decoder(wire.TaskEvent)
 
 
 class Client:
@@ -71,7 +73,8 @@ class Client:
         self._where = where
         self._renewal = Renewal(self, clock, session)
         self._greeting: asyncio.Lock = asyncio.Lock()
-        self.claiming = 0
+        #: requests for a claim whose answer is still to come: request id -> task, or "" for any
+        self.claiming: dict[str, str] = {}
         #: whether leaving the client ends its session and gives back what it holds
         self.leave_on_exit = True
 
@@ -138,7 +141,11 @@ class Client:
     # -- tasks -------------------------------------------------------------------------------------------------------
 
     async def tasks(self, *, wait_s: float = 20.0, until_empty: bool = False) -> AsyncIterator[Claim]:
-        """One claim after the other, for ever; with `until_empty`, until nothing pending can be taken."""
+        """One claim after the other, for ever; with `until_empty`, until nothing pending can be taken.
+
+        A fabric that is away, full or overloaded for a while is waited for. It raises `Unreachable` only when it was
+        never there.
+        """
         while True:
             try:
                 claim = await self.next(wait_s=0.0 if until_empty else wait_s)
@@ -146,8 +153,9 @@ class Client:
                 if until_empty:
                     return
                 continue
-            except Unavailable:
-                if until_empty:
+            except (ServerError, Unreachable) as error:
+                away = isinstance(error, Unreachable) and self._renewal.running
+                if until_empty or not (error.retryable or away):
                     raise
                 await self._clock.sleep(self._clock.jitter(0.2, 1.0))
                 continue
@@ -180,22 +188,25 @@ class Client:
     async def next(self, *, wait_s: float = 0.0, hold_micro_usd: int | None = None) -> Claim:
         """Takes the best task there is, waiting up to `wait_s` for one. Raises `NoTaskMatches`."""
         wait_s = min(wait_s, wire.WAIT_MAX_S)
-        return await self._take(wire.Next(wait_s=wait_s, hold_micro_usd=hold_micro_usd), wait_s + ATTEMPT_S)
+        attempt_s = wait_s + ATTEMPT_S if wait_s else None
+        return await self._take(wire.Next(wait_s=wait_s, hold_micro_usd=hold_micro_usd), attempt_s)
 
     async def _take(self, message: wire.Claim | wire.Next, attempt_s: float | None) -> Claim:
-        message = msgspec.structs.replace(message, request_id=self._clock.token())
-        self.claiming += 1
+        request_id = self._clock.token()
+        message = msgspec.structs.replace(message, request_id=request_id)
+        self.claiming[request_id] = message.task if isinstance(message, wire.Claim) else ""
         try:
             while True:
                 if not self._renewal.running:
                     await self.hello()
+                greeted = self._renewal.greeted
                 try:
                     reply: wire.ClaimReply = await self.call(message, attempt_s=attempt_s)
                     break
                 except SessionLost as lost:
-                    await self._renewal.session_lost(lost.message)
+                    await self._renewal.session_lost(lost.message, greeted=greeted)
         finally:
-            self.claiming -= 1
+            del self.claiming[request_id]
         held = self.claims.get(reply.task)
         if held is not None and held.fence == reply.fence:
             return held
@@ -217,9 +228,9 @@ class Client:
             self._renewal.begin(sent, reply.ttl_s)
             return reply
 
-    async def ask_renewal(self, held: tuple[wire.HeldClaim, ...], attempt_s: float) -> wire.RenewReply:
-        """One renewal; the client sends them by itself."""
-        reply: wire.RenewReply = await self.call(wire.Renew(claims=held), attempt_s=attempt_s)
+    async def ask_renewal(self, held: tuple[wire.HeldClaim, ...], within_s: float) -> wire.RenewReply:
+        """One attempt at a renewal; the client sends them by itself."""
+        reply: wire.RenewReply = await self.call(wire.Renew(claims=held), attempt_s=within_s, again=False)
         return reply
 
     async def submit(
@@ -276,9 +287,9 @@ class Client:
                 async for event in events:
                     yield event
         else:
-            decode = msgspec.json.Decoder(wire.TaskEvent).decode
             async for entry in (await self.journal()).read(after_seq=after_seq, subject=subjects.event("task", ">")):
-                yield decode(entry.data)
+                for found in _event(entry.data):
+                    yield found
                 if until_seq is not None and entry.seq >= until_seq:
                     return
 
@@ -288,16 +299,29 @@ class Client:
 
     @contextlib.asynccontextmanager
     async def subscribe(self) -> AsyncIterator[AsyncIterator[wire.TaskEvent]]:
-        """Task events from now on: what happens inside the block, even at its very start, is not missed."""
-        decode = msgspec.json.Decoder(wire.TaskEvent).decode
+        """Task events from now on: what happens inside the block, even at its very start, is not missed.
+
+        What happens while NATS is away is: `events(after_seq)` has it. Raises `Unavailable` when the connection has
+        closed for good.
+        """
         queue: asyncio.Queue[bytes] = asyncio.Queue(EVENTS_MAX)
+        closed = self._bus.lost
 
         async def take(incoming: Incoming) -> None:
             await queue.put(incoming.data)
 
         async def each() -> AsyncIterator[wire.TaskEvent]:
             while True:
-                yield decode(await queue.get())
+                coming = asyncio.ensure_future(queue.get())
+                ends: set[asyncio.Future[Any]] = {coming, closed}
+                try:
+                    await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+                    if not coming.done():
+                        raise Unavailable(f"no more events: {closed.result()}", what="nats", reason="closed")
+                finally:
+                    coming.cancel()
+                for found in _event(coming.result()):
+                    yield found
 
         subscription = await self._bus.subscribe(subjects.event("task", ">"), take)
         try:
@@ -307,8 +331,9 @@ class Client:
 
     # -- asking ------------------------------------------------------------------------------------------------------
 
-    async def call(self, message: Request, *, attempt_s: float | None = None) -> Any:
-        """Sends one request until it is answered; the reply's struct, or the refusal as an exception.
+    async def call(self, message: Request, *, attempt_s: float | None = None, again: bool = True) -> Any:
+        """Sends one request until it is answered (without `again`: once); the reply's struct, or the refusal as an
+        exception.
 
         A mutation without an id gets one. `Unavailable`: nobody answered in time, and whether it was carried out is
         unknown.
@@ -317,25 +342,23 @@ class Client:
             message = msgspec.structs.replace(message, request_id=self._clock.token())
         subject = subjects.request(message.component, message.verb, self.session, admin=message.admin)
         data = encode(message)
-        patience_s = attempt_s or min(ATTEMPT_S, self._timeout_s)
-        until = self._clock.monotonic() + max(self._timeout_s, patience_s)
-        headers = {DEADLINE_HEADER: str(int(patience_s * 1000))}
+        began = self._clock.monotonic()
+        until = began + max(self._timeout_s, attempt_s or 0.0)
         while True:
+            short = self._clock.monotonic() - began < SHORT_FOR_S
+            patience_s = attempt_s or min(SHORT_ATTEMPT_S if short else ATTEMPT_S, self._timeout_s)
+            headers = {DEADLINE_HEADER: str(int(patience_s * 1000))}
             try:
                 answer = await self._bus.request(subject, data, timeout_s=patience_s, headers=headers)
                 return _read(message, answer)
             except FabricError as error:
-                late = self._clock.monotonic() >= until
+                late = not again or self._clock.monotonic() >= until
                 if isinstance(error, Unavailable) and error.facts.get("reason") == "no_responders" and late:
                     raise Unreachable(
                         f"no {message.component} answers at {self._where}; is the daemon running? `ifabric run` starts one"
                     ) from None
-                if (
-                    not error.retryable
-                    or late
-                    or isinstance(error, NoTaskMatches)
-                    or error.facts.get("what") == "governor"
-                ):
+                in_vain = isinstance(error, NoTaskMatches) or error.facts.get("what") == "governor"
+                if late or in_vain or not error.retryable:
                     raise
             await self._clock.sleep(self._clock.jitter(*BACKOFF_S))
 
@@ -343,8 +366,19 @@ class Client:
 def _read(message: Request, answer: Answer) -> Any:
     if answer.headers and ERROR_CODE_HEADER in answer.headers:
         raise from_body(loads(answer.data) if answer.data else None)
-    reply: Reply = _DECODERS[type(message)].decode(answer.data)
+    try:
+        reply: Reply = _DECODERS[type(message)].decode(answer.data)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise FabricError(f"the answer to {message.verb} is not one: {error}") from None
     return reply
+
+
+def _event(data: bytes) -> tuple[wire.TaskEvent, ...]:
+    """The event in a message; none when it is not one: whoever may publish there could else end every subscriber."""
+    try:
+        return (_EVENTS.decode(data),)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return ()
 
 
 def address_of(nats: str | None, state_dir: Path | None) -> str:

@@ -8,22 +8,28 @@ of the import.
 from __future__ import annotations
 
 import asyncio
+import atexit
 import contextlib
+import logging
+import queue
 import threading
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Mapping
+from concurrent.futures import Future
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
 import msgspec
 
+from ifabric.cancellation import cancel_and_wait
 from ifabric.claims import Claim
 from ifabric.client import Client
-from ifabric.errors import ClaimTaken, FabricError, UnknownTask
+from ifabric.errors import ClaimLost, ClaimTaken, Conflict, FabricError, NotClaimable, UnknownTask
 from ifabric.wire import coordinator as wire
 
 R = TypeVar("R")
 START_S = 10.0
+LOG = logging.getLogger("ifabric")
 
 
 class Background:
@@ -34,9 +40,16 @@ class Background:
         self._thread = threading.Thread(target=self._loop.run_forever, name="ifabric", daemon=True)
         self._thread.start()
 
+    def start(self, coroutine: Coroutine[Any, Any, R]) -> Future[R]:
+        """Runs it there, and does not wait. `FabricError` after `close`."""
+        if self._loop.is_closed():
+            coroutine.close()
+            raise FabricError("the client is closed; nothing was sent")
+        return asyncio.run_coroutine_threadsafe(coroutine, self._loop)
+
     def run(self, coroutine: Coroutine[Any, Any, R]) -> R:
         """Runs it there; returns or raises here."""
-        future = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
+        future = self.start(coroutine)
         try:
             return future.result()
         except KeyboardInterrupt:
@@ -44,11 +57,16 @@ class Background:
             raise
 
     def close(self) -> None:
-        """Ends the loop and its thread. Twice is harmless."""
+        """Ends what runs there, the loop and its thread. Twice is harmless."""
         if not self._loop.is_closed():
+            self.run(self._finish())
             self._loop.call_soon_threadsafe(self._loop.stop)
             self._thread.join(START_S)
             self._loop.close()
+
+    async def _finish(self) -> None:
+        await cancel_and_wait(*(asyncio.all_tasks() - {asyncio.current_task()}))
+        await self._loop.shutdown_asyncgens()
 
 
 class SyncClaim:
@@ -197,9 +215,10 @@ class SyncClient:
 class EventBus:
     """The connection of the runbook's scripts: ``EventBus('etcd', {...})``.
 
-    The daemon is found by ``config["nats"]``, ``$IFABRIC_NATS`` or this machine's endpoints.json. etcd's endpoints
+    The daemon is found by ``config["nats"]``, ``$IFABRIC_NATS`` or this machine's endpoints.json, and each request is
+    tried for ``config["timeout_seconds"]`` (default 5). etcd's endpoints
     and certificates in the config are accepted and not used: only the daemon talks to etcd, and no agent ever holds
-    its credentials.
+    its credentials. A script that ends without `close` is closed by the interpreter.
     """
 
     def __init__(self, backend: str = "etcd", config: Mapping[str, Any] | None = None) -> None:
@@ -208,50 +227,88 @@ class EventBus:
         given = config or {}
         self._nats = ",".join(given["nats"]) if isinstance(given.get("nats"), list | tuple) else given.get("nats")
         self._state_dir = Path(given["state_dir"]) if "state_dir" in given else None
+        self._timeout_s = float(given.get("timeout_seconds", 5.0))
         self._sessions: dict[str, SyncClient] = {}
+        self._lock = threading.Lock()
         self.error = ""
 
     def connect(self) -> bool:
-        """Whether a daemon can be reached; if not, `error` says why."""
+        """Whether a daemon answers, and etcd behind it; if not, `error` says why."""
         try:
-            self.session("runbook")
+            self.session("runbook").list(limit=1)
         except FabricError as error:
             self.error = error.message
             return False
+        self.error = ""
         return True
 
     def session(self, name: str) -> SyncClient:
         """The client of that session, kept and renewed until `close`."""
-        if name not in self._sessions:
-            self._sessions[name] = SyncClient(self._nats, session=name, state_dir=self._state_dir).__enter__()
-        return self._sessions[name]
+        with self._lock:
+            if name not in self._sessions:
+                client = SyncClient(self._nats, session=name, state_dir=self._state_dir, timeout_s=self._timeout_s)
+                self._sessions[name] = client.__enter__()
+                atexit.register(self.close)
+            return self._sessions[name]
 
     def close(self) -> None:
-        """Ends every session."""
-        sessions, self._sessions = self._sessions, {}
+        """Ends every session. Twice is harmless."""
+        atexit.unregister(self.close)
+        with self._lock:
+            sessions, self._sessions = self._sessions, {}
         for client in sessions.values():
             client.__exit__(None, None, None)
 
 
 class Subscription:
-    """A callback that is told of events until `close`."""
+    """A callback that is told of events until `close`, on a thread of its own, so that it may take its time and call
+    the fabric.
+
+    A callback that raises is logged and told of the next event: one bad event must not make a script deaf. `failures`
+    counts that. While NATS or the daemon is away nothing comes, and then it goes on. When the connection closes for
+    good, `closed` is set and `error` says why.
+    """
 
     def __init__(self, client: SyncClient, callback: Callable[[dict[str, Any]], None]) -> None:
-        self._background = client._background  # noqa: SLF001  one module
-        self._ready = threading.Event()
+        self.failures = 0
+        self.error = ""
+        self.closed = threading.Event()
+        self._callback = callback
+        self._events: queue.SimpleQueue[wire.TaskEvent | None] = queue.SimpleQueue()
+        ready: Future[None] = Future()
+        self._future = client._background.start(self._follow(client._client, ready))  # noqa: SLF001  one module
+        ready.result(START_S)
+        self._thread = threading.Thread(target=self._call, name="ifabric events", daemon=True)
+        self._thread.start()
 
-        async def follow() -> None:
-            async with client._client.subscribe() as events:  # noqa: SLF001
-                self._ready.set()
+    async def _follow(self, client: Client, ready: Future[None]) -> None:
+        try:
+            async with client.subscribe() as events:
+                ready.set_result(None)
                 async for event in events:
-                    callback(msgspec.to_builtins(event))
+                    self._events.put(event)
+        except FabricError as error:
+            self.error = error.message
+            if not ready.done():
+                ready.set_exception(error)
+        finally:
+            self._events.put(None)
 
-        self._future = asyncio.run_coroutine_threadsafe(follow(), self._background._loop)  # noqa: SLF001
-        self._ready.wait(START_S)
+    def _call(self) -> None:
+        while (event := self._events.get()) is not None and not self.closed.is_set():
+            try:
+                self._callback(msgspec.to_builtins(event))
+            except Exception:
+                self.failures += 1
+                LOG.exception("the callback failed on the event %s of task %s", event.event, event.task)
+        self.closed.set()
 
     def close(self) -> None:
-        """No call after this."""
+        """No call begins after this. Twice is harmless."""
+        self.closed.set()
         self._future.cancel()
+        if threading.current_thread() is not self._thread:
+            self._thread.join(START_S)
 
 
 class Coordinator:
@@ -261,16 +318,21 @@ class Coordinator:
         self._bus = bus
 
     def claim_task(self, task: str, session: str) -> bool:
-        """Whether the session holds the task now. A task that nobody has submitted is submitted first."""
+        """Whether the session holds the task now. A task that nobody has submitted is submitted first.
+
+        False when somebody else holds it, or it is done, blocked, dead or cancelled.
+        """
         client = self._bus.session(session)
-        try:
-            client.claim(task)
-        except UnknownTask:
-            client.submit([wire.TaskSpec(id=task)])
-            return self.claim_task(task, session)
-        except ClaimTaken:
-            return False
-        return True
+        while True:
+            try:
+                client.claim(task)
+            except UnknownTask:
+                with contextlib.suppress(Conflict):  # somebody was faster
+                    client.submit([wire.TaskSpec(id=task)])
+            except (ClaimTaken, NotClaimable):
+                return False
+            else:
+                return True
 
     def release_task(self, task: str, session: str) -> bool:
         """Whether the session held the task and gave it back."""
@@ -286,11 +348,17 @@ class Coordinator:
 
     def _end(self, task: str, session: str, how: str, *arguments: Any) -> bool:
         client = self._bus.session(session)
-        claim = client._client.claims.get(task)  # noqa: SLF001  one module
-        if claim is None:
+        held = client._client.claims.get(task)  # noqa: SLF001  one module
+        try:
+            if held is not None:
+                getattr(SyncClaim(client._background, held), how)(*arguments)  # noqa: SLF001
+                return True
+            found = client.get(task)  # the same session may have claimed it elsewhere
+            if found.session == session:
+                client._background.run(getattr(client._client, how)(task, found.fence, *arguments))  # noqa: SLF001
+            return found.session == session
+        except (ClaimLost, UnknownTask):
             return False
-        getattr(SyncClaim(client._background, claim), how)(*arguments)  # noqa: SLF001
-        return True
 
     def get_task(self, task: str) -> dict[str, Any]:
         """The task as plain data."""
@@ -298,5 +366,5 @@ class Coordinator:
         return found
 
     def subscribe_task_updates(self, callback: Callable[[dict[str, Any]], None]) -> Subscription:
-        """Calls back with every task event from now on, as plain data, on a thread of its own."""
+        """Calls back with every task event from now on, as plain data."""
         return Subscription(self._bus.session("runbook"), callback)

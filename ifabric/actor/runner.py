@@ -292,7 +292,7 @@ class Runner:
         session = incoming.subject[verb.prefix :]
         if not subjects.SESSION.fullmatch(session):
             self._dropped["bad_subject"].inc()
-            raise BadRequest(f"the session in the subject must match {subjects.SESSION_ID}", session=session[:100])
+            raise BadRequest(f"the session in the subject must match {subjects.SESSION.pattern}", session=session[:100])
         headers = incoming.headers
         if not headers:
             return Caller(session, verb.handler.message.admin)

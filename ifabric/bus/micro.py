@@ -23,6 +23,7 @@ from nats.micro.service import Service as Micro
 
 from ifabric.bus.base import Endpoint, Incoming
 from ifabric.clock import monotonic
+from ifabric.wire import subjects
 
 #: makes a request of a message, or refuses it; the function is told when it was answered: (began, error or None)
 Admit = Callable[[Msg, Callable[[float, str | None], None]], Incoming | None]
@@ -132,6 +133,20 @@ class MicroService(Micro):  # type: ignore[misc]
             pass  # without a connection nothing new can come
         self._subscriptions = {}
         self._stopped.set()
+
+    # discovery is asked by strangers too: its answers go to inboxes only, as all answers do
+
+    async def _handle_ping_request(self, msg: Msg) -> None:
+        if subjects.may_answer(msg.reply):
+            await super()._handle_ping_request(msg)
+
+    async def _handle_info_request(self, msg: Msg) -> None:
+        if subjects.may_answer(msg.reply):
+            await super()._handle_info_request(msg)
+
+    async def _handle_stats_request(self, msg: Msg) -> None:
+        if subjects.may_answer(msg.reply):
+            await super()._handle_stats_request(msg)
 
     def statistics(self) -> Mapping[str, Any]:
         """What ``$SRV.STATS`` answers."""

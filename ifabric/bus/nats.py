@@ -19,10 +19,10 @@ from typing import Any
 
 import nats
 import nats.errors
-from nats.aio.client import Client
 from nats.aio.msg import Msg
 
 from ifabric.bus.base import Answer, Endpoint, Headers, Incoming, Journal, JournalSpec, Service, Subscription
+from ifabric.bus.hardened import HardenedClient
 from ifabric.bus.journal import open_journal
 from ifabric.bus.micro import MicroService, settled
 from ifabric.clock import Clock, monotonic
@@ -118,7 +118,7 @@ class Nats:
         self._settings = settings
         self._clock = clock
         self._on_error = on_error
-        self._client = Client()
+        self._client = HardenedClient()
         self._closing = True
         self.slow_consumers = 0
         self.spoofed = 0
@@ -129,7 +129,7 @@ class Nats:
 
     async def connect(self) -> None:
         settings = self._settings
-        self._client, self._closing = Client(), False
+        self._client, self._closing = HardenedClient(), False
         self.lost = asyncio.get_running_loop().create_future()
         where = ", ".join(settings.servers)
         try:

@@ -209,7 +209,7 @@ class MemoryBus:
         if name not in self.hub.journals:
             if isinstance(spec, str):
                 raise Unavailable(f"JetStream does not answer: there is no stream {name}", what="jetstream")
-            self.hub.journals[name] = MemoryJournal(spec)
+            self.hub.journals[name] = MemoryJournal(spec, self.hub)
         return self.hub.journals[name]
 
 
@@ -272,7 +272,8 @@ class MemoryService:
 
     def _discovery(self, verb: str) -> Callable[[MemoryMessage], None]:
         def take(message: MemoryMessage) -> None:
-            self._bus.hub.deliver(message.reply, encode(self._answer(verb)), {}, "")
+            if subjects.may_answer(message.reply):
+                self._bus.hub.deliver(message.reply, encode(self._answer(verb)), {}, "")
 
         return take
 
@@ -310,6 +311,7 @@ class MemoryJournal:
     """A stream. A message id is stored once, whenever it comes: the window never closes here."""
 
     spec: JournalSpec
+    hub: MemoryHub
     entries: list[Entry] = field(default_factory=list)
     ids: set[str] = field(default_factory=set)
     more: asyncio.Event = field(default_factory=asyncio.Event)
@@ -328,8 +330,8 @@ class MemoryJournal:
         self.more = asyncio.Event()
 
     async def append(self, entries: Sequence[tuple[str, bytes, str]]) -> None:
-        for subject, data, ident in entries:
-            self.offer(subject, data, {MSG_ID_HEADER: ident})
+        for subject, data, ident in entries:  # whoever is subscribed gets it too
+            self.hub.deliver(subject, data, {MSG_ID_HEADER: ident}, "")
 
     async def last(self, subject: str | None = None) -> Entry | None:
         return next((e for e in reversed(self.entries) if subject is None or e.subject == subject), None)

@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 from ifabric.clock import SystemClock
-from ifabric.embedded import Server, embedded_etcd, embedded_nats
+from ifabric.embedded import QUOTA_BYTES, Server, embedded_etcd, embedded_nats
 from ifabric.programs import find_etcd, find_nats_server
 
 
@@ -73,9 +73,9 @@ async def _running(make: Callable[[Path], tuple[Server, str]]) -> AsyncIterator[
             await real.stop()
 
 
-def etcd_server() -> contextlib.AbstractAsyncContextManager[RealServer]:
+def etcd_server(*, quota_bytes: int = QUOTA_BYTES) -> contextlib.AbstractAsyncContextManager[RealServer]:
     """A single etcd."""
-    return _running(lambda folder: embedded_etcd(find_etcd(), folder, 0, SystemClock()))
+    return _running(lambda folder: embedded_etcd(find_etcd(), folder, 0, SystemClock(), quota_bytes=quota_bytes))
 
 
 def nats_server() -> contextlib.AbstractAsyncContextManager[RealServer]:

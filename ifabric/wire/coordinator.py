@@ -28,7 +28,9 @@ TTL_MIN_S, TTL_MAX_S = 2, 3600
 State = Literal["blocked", "pending", "claimed", "done", "dead", "cancelled"]
 STATES: tuple[State, ...] = ("blocked", "pending", "claimed", "done", "dead", "cancelled")
 
-Account = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_-]{1,64}(/[A-Za-z0-9_-]{1,64}){0,7}$", examples=["acme/research"])]
+Account = Annotated[
+    str, Meta(pattern=r"^[A-Za-z0-9_-]{1,64}(/[A-Za-z0-9_-]{1,64}){0,7}$(?!\n)", examples=["acme/research"])
+]
 Ttl = Annotated[int, Meta(ge=TTL_MIN_S, le=TTL_MAX_S, description="seconds")]
 
 
@@ -89,8 +91,8 @@ class Submit(Mutation, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class SubmitReply(Reply, frozen=True, kw_only=True, omit_defaults=True):
-    created: tuple[str, ...] = ()
-    existing: tuple[str, ...] = ()
+    created: tuple[str, ...]
+    existing: tuple[str, ...]
 
 
 class Claim(Mutation, frozen=True, kw_only=True, omit_defaults=True):
@@ -140,10 +142,10 @@ class Renew(Request, frozen=True, kw_only=True, omit_defaults=True):
 
 class RenewReply(Reply, frozen=True, kw_only=True, omit_defaults=True):
     ttl_s: float
-    lost: tuple[HeldClaim, ...] = ()
-    cancelled: tuple[HeldClaim, ...] = ()
+    lost: tuple[HeldClaim, ...]
+    cancelled: tuple[HeldClaim, ...]
     #: held, but not in `claims`: a claim whose reply was lost
-    unnamed: tuple[HeldClaim, ...] = ()
+    unnamed: tuple[HeldClaim, ...]
 
 
 class Release(Mutation, frozen=True, kw_only=True, omit_defaults=True):
@@ -173,7 +175,7 @@ class Complete(Mutation, frozen=True, kw_only=True, omit_defaults=True):
 
 class CompleteReply(Reply, frozen=True, kw_only=True, omit_defaults=True):
     state: State
-    unblocked: tuple[str, ...] = ()
+    unblocked: tuple[str, ...]
 
 
 class Fail(Mutation, frozen=True, kw_only=True, omit_defaults=True):
@@ -212,7 +214,7 @@ class GetReply(Reply, frozen=True, kw_only=True, omit_defaults=True):
     error: str = ""
     #: dependencies that are not done yet
     waiting_for: tuple[str, ...] = ()
-    history: tuple[Transition, ...] = ()
+    history: tuple[Transition, ...]
     revision: int
 
 
@@ -241,10 +243,10 @@ class TaskLine(Reply, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class ListReply(Reply, frozen=True, kw_only=True, omit_defaults=True):
-    tasks: tuple[TaskLine, ...] = ()
+    tasks: tuple[TaskLine, ...]
     #: give it as `after` for the next page; absent on the last
     after: str | None = None
-    counts: dict[str, int] = {}
+    counts: dict[str, int]
 
 
 class Bye(Mutation, frozen=True, kw_only=True, omit_defaults=True):
@@ -255,7 +257,7 @@ class Bye(Mutation, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class ByeReply(Reply, frozen=True, kw_only=True, omit_defaults=True):
-    released: tuple[str, ...] = ()
+    released: tuple[str, ...]
 
 
 class _Admin(Mutation, frozen=True, kw_only=True, omit_defaults=True):

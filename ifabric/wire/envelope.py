@@ -2,11 +2,13 @@
 
 `decode` is the one boundary where bytes from outside become values. msgspec checks types and ranges and names the path
 (`$.tasks[3].needs`); two kinds of hostile input escape its `DecodeError` and are caught here too: nesting deeper than
-the interpreter's stack (`RecursionError`) and text that is not UTF-8.
+the interpreter's stack (`RecursionError`) and text that is not UTF-8. The stack is no limit to rely on: what just fits
+where it is received does not fit where it is read again, a few calls deeper. So nesting has a limit of its own.
 """
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, ClassVar, TypeVar
 
 import msgspec
@@ -22,11 +24,13 @@ MSG_ID_HEADER = "Nats-Msg-Id"
 
 #: what a task's `payload` or `result` may take, in bytes of JSON
 PAYLOAD_MAX_BYTES = 64 * 1024
+#: lists and objects inside each other, in one message
+NESTING_MAX = 128
 
 TaskId = Annotated[str, msgspec.Meta(pattern=TASK_ID, description="up to 128 characters; may contain dots")]
 SessionId = Annotated[str, msgspec.Meta(pattern=SESSION_ID)]
 RequestId = Annotated[str, msgspec.Meta(pattern=SESSION_ID, description="unique per request; a retry repeats it")]
-Capability = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:/@+-]{0,63}$")]
+Capability = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:/@+-]{0,63}$(?!\n)")]
 Capabilities = Annotated[tuple[Capability, ...], msgspec.Meta(max_length=64)]
 MicroUsd = Annotated[int, msgspec.Meta(ge=0, le=2**53 - 1, description="integer micro-USD")]
 Fence = Annotated[int, msgspec.Meta(ge=0, lt=2**53, description="incarnation * 2^40 + generation")]
@@ -34,7 +38,7 @@ Text = Annotated[str, msgspec.Meta(max_length=2048)]
 
 
 class Reply(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """The base of every reply: absent fields have their default."""
+    """The base of every reply: absent fields have their default. A list that a reply is asked for is always there."""
 
 
 class Request(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -56,18 +60,32 @@ class Mutation(Request, frozen=True, kw_only=True, omit_defaults=True):
 M = TypeVar("M", bound=msgspec.Struct)
 _encoder = msgspec.json.Encoder()
 encode = _encoder.encode
+_STRING = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"')
+_BRACKET = re.compile(rb"[\[\]{}]")
 
 
 def decode(decoder: msgspec.json.Decoder[M], data: bytes) -> M:
     """The message in `data`; `BadRequest` with the path when it is not one. An empty payload reads as ``{}``."""
     try:
-        return decoder.decode(data or b"{}")
+        message = decoder.decode(data or b"{}")
     except msgspec.ValidationError as error:
         raise BadRequest(f"{error}") from None
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise BadRequest(f"the payload is not JSON: {error}") from None
     except RecursionError:
         raise BadRequest("the payload is nested too deeply") from None
+    if data.count(b"[") + data.count(b"{") > NESTING_MAX and _depth(data) > NESTING_MAX:
+        raise BadRequest(f"the payload is nested too deeply: {NESTING_MAX} levels are allowed")
+    return message
+
+
+def _depth(data: bytes) -> int:
+    """How deep lists and objects are nested in well-formed JSON."""
+    deepest = depth = 0
+    for bracket in _BRACKET.findall(_STRING.sub(b"", data)):
+        depth += 1 if bracket in b"[{" else -1
+        deepest = max(deepest, depth)
+    return deepest
 
 
 def loads(data: bytes) -> Any:

@@ -17,9 +17,10 @@ EVENT_STREAM = "IF_EVENTS"
 INBOX = "_INBOX."
 
 SESSION = re.compile(r"[A-Za-z0-9_-]{1,64}")
-#: task ids may contain dots, slashes and the like: they live in payloads and never in subjects
-TASK_ID = r"^[A-Za-z0-9][A-Za-z0-9._:/@#+-]{0,127}$"
-SESSION_ID = r"^[A-Za-z0-9_-]{1,64}$"
+#: Task ids may contain dots, slashes and the like: they live in payloads and never in subjects. The last word of each
+#: pattern is for Python, whose `$` also matches before a newline at the end.
+TASK_ID = r"^[A-Za-z0-9][A-Za-z0-9._:/@#+-]{0,127}$(?!\n)"
+SESSION_ID = r"^[A-Za-z0-9_-]{1,64}$(?!\n)"
 
 
 class Address(NamedTuple):
@@ -34,7 +35,7 @@ class Address(NamedTuple):
 def request(component: str, verb: str, session: str, *, admin: bool = False) -> str:
     """The subject to send a request on. `ValueError` when the session id is not `SESSION_ID`."""
     if not SESSION.fullmatch(session):
-        raise ValueError(f"session id {session!r} must match {SESSION_ID}")
+        raise ValueError(f"session id {session!r} must match {SESSION.pattern}")
     return f"{ROOT}.admin.{component}.{verb}.{session}" if admin else f"{ROOT}.{component}.{verb}.{session}"
 
 
@@ -63,5 +64,6 @@ def event(component: str, what: str) -> str:
 
 
 def may_answer(reply: str) -> bool:
-    """Whether a reply subject is one that the daemon publishes to: an inbox, without wildcards."""
-    return reply.startswith(INBOX) and len(reply) > len(INBOX) and "*" not in reply and ">" not in reply
+    """Whether a reply subject is one that the daemon publishes to: an inbox, without wildcards or odd characters."""
+    named = reply.startswith(INBOX) and len(reply) > len(INBOX)
+    return named and "*" not in reply and ">" not in reply and reply.isascii() and reply.isprintable()

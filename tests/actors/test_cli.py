@@ -456,7 +456,9 @@ async def test_an_agent_is_killed_only_in_the_middle_of_its_task(
     class Board:
         async def get(self, task: str) -> wire.GetReply:
             spec = wire.TaskSpec(id=task)
-            return wire.GetReply(task=task, state=state, session=session, fence=fence, attempt=1, spec=spec, revision=1)
+            return wire.GetReply(
+                task=task, state=state, session=session, fence=fence, attempt=1, spec=spec, history=(), revision=1
+            )
 
     swarm: Any = FrozenSwarm()
     board: Any = Board()

@@ -1,0 +1,95 @@
+"""The SDK as a user writes it. Nobody runs this file: `uv run mypy` reads it, and it fails when a type gets worse."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Any, assert_type
+
+import ifabric
+from ifabric import Client, Coordinator, EventBus, SyncClient, TaskEvent, TaskSpec, errors
+from ifabric.claims import Claim
+from ifabric.sync import Subscription, SyncClaim
+from ifabric.wire.coordinator import CompleteReply, FailReply, GetReply, ListReply, State, StateReply, SubmitReply
+
+
+async def worker() -> None:
+    async with ifabric.Client.connect(capabilities=["python"]) as client:
+        async for claim in client.tasks():
+            async with claim:
+                await claim.complete({"squared": claim.spec.payload**2})
+
+
+async def every_call(client: Client) -> None:
+    assert_type(client.session, str)
+    assert_type(client.tasks(until_empty=True), AsyncIterator[Claim])
+    claim = await client.claim("T")
+    assert_type(claim, Claim)
+    assert_type(await client.next(wait_s=1.5, hold_micro_usd=100), Claim)
+    assert_type((claim.task, claim.fence, claim.attempt, claim.ttl_s), tuple[str, int, int, float])
+    assert_type(claim.spec, TaskSpec)
+    assert_type(claim.lost.is_set(), bool)
+    assert_type(claim.lost_reason, str)
+    assert_type(await claim.complete([1, 2], cost_micro_usd=5), CompleteReply)
+    assert_type(await claim.fail("no", retry=False), FailReply)
+    assert_type(await claim.release("later"), StateReply)
+    submitted = await client.submit([TaskSpec(id="T", needs=("gpu",), priority=3), {"id": "U"}], done=["U"])
+    assert_type(submitted, SubmitReply)
+    assert_type(submitted.created, tuple[str, ...])
+    found = await client.get("T")
+    assert_type(found, GetReply)
+    assert_type(found.state, State)
+    assert_type(found.session, str | None)
+    assert_type(await client.list(state="pending", limit=10), ListReply)
+    async for event in client.events(after_seq=0):
+        assert_type(event, TaskEvent)
+    async with client.subscribe() as events:
+        assert_type(events, AsyncIterator[TaskEvent])
+
+
+async def with_a_function(client: Client) -> None:
+    async def handle(claim: Claim) -> dict[str, str]:
+        return {"did": claim.task}
+
+    await client.work(handle, concurrency=4)
+
+
+async def refused(client: Client) -> str:
+    try:
+        await client.claim("T")
+    except errors.ClaimTaken as taken:
+        assert_type(taken.message, str)
+        assert_type(taken.facts, dict[str, Any])
+        return str(taken.facts["by"])
+    except (errors.Unreachable, errors.FabricError) as error:
+        assert_type(error.retryable, bool)
+    return ""
+
+
+def without_await() -> None:
+    with SyncClient(session="me", ttl_s=30) as client:
+        for claim in client.tasks(until_empty=True):
+            assert_type(claim, SyncClaim)
+            with claim:
+                assert_type(claim.is_lost, bool)
+                assert_type(claim.complete(1), CompleteReply)
+        assert_type(client.get("T"), GetReply)
+
+
+def as_the_runbook_does() -> None:
+    bus = EventBus("etcd", {"nats": "nats://127.0.0.1:4222"})
+    assert_type(bus.connect(), bool)
+    coordinator = Coordinator(bus)
+    assert_type(coordinator.claim_task("T", "me"), bool)
+    assert_type(coordinator.release_task("T", "me"), bool)
+    assert_type(coordinator.get_task("T"), dict[str, Any])
+    assert_type(coordinator.subscribe_task_updates(lambda event: print(event["task"])), Subscription)
+
+
+async def mistakes_are_found(client: Client) -> None:
+    """Each line is an error, and mypy says so when one is not."""
+    TaskSpec("T")  # type: ignore[call-arg]
+    TaskSpec(id=7)  # type: ignore[arg-type]
+    client.tasks(wait="20")  # type: ignore[call-arg]
+    await client.submit(done="T")  # type: ignore[call-arg]
+    await client.work("not a function")  # type: ignore[arg-type]
+    Coordinator("not a bus")  # type: ignore[arg-type]
