@@ -10,6 +10,8 @@ import pytest
 from ifabric import errors
 from ifabric.claims import Claim
 from ifabric.renewal import TRUST, Renewal
+from ifabric.store.base import Get, Got
+from ifabric.store.commit import Outcome
 from ifabric.testing.clock import VirtualClock
 from ifabric.wire import coordinator as wire
 from ifabric_actors.coordinator import records
@@ -38,13 +40,14 @@ async def lost_inside(claim: Claim) -> tuple[str, bool]:
     """What comes out of a block that works until it is stopped, and whether the work was told before."""
     told = False
     try:
-        async with asyncio.timeout(15), claim:
+        async with asyncio.timeout(15) as patience, claim:
             try:
                 await FOREVER().wait()
             except asyncio.CancelledError:
                 told = claim.lost.is_set()
                 raise
     except errors.ClaimLost as lost:
+        assert not patience.expired(), "the work was stopped by this test, not by the claim"
         return lost.message, told
     raise AssertionError("the block went on")
 
@@ -315,6 +318,21 @@ async def test_many_hellos_at_once_after_a_loss_all_register_the_session(world: 
         assert [answer["session"] for answer in answers] == ["me"] * 20
 
 
+async def test_what_is_read_as_gone_may_have_been_made_anew_at_the_same_revision(world: World) -> None:
+    """A batch is one transaction: what it reads first and writes afterwards has one revision."""
+    daemon = await world.daemon()
+    await world.ask("hello", "me", ttl_s=60)
+    board, desk = daemon.actor.board, daemon.actor._office.desk  # type: ignore[attr-defined]
+    seat = board.sessions["me"]
+    at = seat.mod_revision + 5
+    desk._learn((Get(records.session_key("me")),), Outcome(False, at, (Got((), 0),)), None, None)
+    assert "me" not in board.sessions
+    board.seat("me", seat)
+    assert "me" not in board.sessions, "old news"
+    board.seat("me", seat._replace(mod_revision=at))
+    assert "me" in board.sessions
+
+
 async def test_a_hello_that_is_overtaken_while_it_gets_a_lease_knows_the_lease_that_counts(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -329,7 +347,7 @@ async def test_a_hello_that_is_overtaken_while_it_gets_a_lease_knows_the_lease_t
             await go_on.wait()
         return await grant(ttl_s)
 
-    await world.ask("hello", "warm", request_id="the lease of receipts")
+    await world.ask("hello", "warm", request_id="so-that-receipts-have-their-lease")
     monkeypatch.setattr(daemon.store, "grant", slow_once)
     slow = asyncio.create_task(world.ask("hello", "me"))
     async with asyncio.timeout(10):

@@ -16,7 +16,7 @@ from ifabric import errors
 from ifabric.sync import Background, Coordinator, EventBus, SyncClient
 from ifabric.testing.daemons import RealDaemon
 from ifabric.testing.servers import RealServer, nats_server
-from tests.conftest import needed
+from tests.conftest import emptied, needed
 
 PATIENCE_S = 15.0
 
@@ -25,6 +25,8 @@ PATIENCE_S = 15.0
 async def daemon(
     etcd: RealServer, nats: RealServer, tmp_path_factory: pytest.TempPathFactory
 ) -> AsyncIterator[RealDaemon]:
+    async with emptied(etcd.url):
+        pass
     started = await RealDaemon(tmp_path_factory.mktemp("sync"), [etcd.url], [nats.url]).start()
     yield started
     await started.close()
