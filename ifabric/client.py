@@ -140,7 +140,7 @@ class Client:
 
     # -- tasks -------------------------------------------------------------------------------------------------------
 
-    async def tasks(self, *, wait_s: float = 20.0, until_empty: bool = False) -> AsyncIterator[Claim]:
+    async def tasks(self, *, wait_s: float = 10.0, until_empty: bool = False) -> AsyncIterator[Claim]:
         """One claim after the other, for ever; with `until_empty`, until nothing pending can be taken.
 
         A fabric that is away, full or overloaded for a while is waited for. It raises `Unreachable` only when it was

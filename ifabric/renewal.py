@@ -112,14 +112,18 @@ class Renewal:
 
     async def _once(self, sent: float, within_s: float) -> None:
         held = tuple(wire.HeldClaim(claim.task, claim.fence) for claim in self._session.claims.values())
-        reply = await self._session.ask_renewal(held[: wire.RENEW_MAX_CLAIMS], within_s)
-        self._trusted_until = sent + reply.ttl_s * TRUST
+        for at in range(0, max(1, len(held)), wire.RENEW_MAX_CLAIMS):
+            reply = await self._session.ask_renewal(held[at : at + wire.RENEW_MAX_CLAIMS], within_s)
+            self._trusted_until = sent + reply.ttl_s * TRUST
+            self._learn(reply)
+        await self._give_back({(one.task, one.fence) for one in reply.unnamed})
+
+    def _learn(self, reply: wire.RenewReply) -> None:
         for about, reason in ((reply.lost, "its lease had ended"), (reply.cancelled, "cancelled by an operator")):
             for one in about:
                 claim = self._session.claims.get(one.task)
                 if claim is not None and claim.fence == one.fence:
                     claim.set_lost(reason)
-        await self._give_back({(one.task, one.fence) for one in reply.unnamed})
 
     async def _give_back(self, unnamed: set[tuple[str, int]]) -> None:
         session = self._session

@@ -170,7 +170,7 @@ class SyncClient:
         """Who we are."""
         return self._client.session
 
-    def tasks(self, *, wait_s: float = 20.0, until_empty: bool = False) -> Iterator[SyncClaim]:
+    def tasks(self, *, wait_s: float = 10.0, until_empty: bool = False) -> Iterator[SyncClaim]:
         """One claim after the other."""
         claims: AsyncIterator[Claim] = self._client.tasks(wait_s=wait_s, until_empty=until_empty)
 

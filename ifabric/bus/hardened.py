@@ -46,6 +46,8 @@ class HardenedClient(Client):  # type: ignore[misc]
             await self._error_cb(error)
 
     async def _process_headers(self, headers: bytes) -> dict[str, str] | None:
+        if not headers:
+            return None
         try:
             found: dict[str, str] | None = await super()._process_headers(headers)
         except (IndexError, UnicodeDecodeError) as error:
@@ -57,8 +59,8 @@ class HardenedClient(Client):  # type: ignore[misc]
         self, sid: int, subject: bytes, reply: bytes, data: bytes, headers: dict[str, str] | None
     ) -> Any:
         return self.msg_class(
-            subject=subject.decode(errors="replace"),
-            reply=reply.decode(errors="replace"),
+            subject=subject.decode("utf-8", "replace"),
+            reply=reply.decode("utf-8", "replace"),
             data=data,
             headers=headers,
             _client=self,

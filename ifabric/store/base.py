@@ -14,10 +14,10 @@ from collections.abc import AsyncIterator, Sequence
 from enum import StrEnum
 from typing import NamedTuple, Protocol
 
-from ifabric.errors import FabricError
+from ifabric.errors import Internal
 
 
-class TxnRefused(FabricError):
+class TxnRefused(Internal):
     """The store refuses this transaction (a duplicate key, too many operations, a lease that is gone)."""
 
 

@@ -176,7 +176,7 @@ async def test_unknown_fields_are_ignored(target: Target, kind: type[Request], m
     except (OverflowError, UnicodeEncodeError):
         return
     answer = await target.send(kind, data)
-    assert answer.code in ("ok", "unknown_task", "session_lost"), answer
+    assert answer.code in ("ok", "unknown_task", "session_lost", "no_task_matches"), answer
 
 
 @generated

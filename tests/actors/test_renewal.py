@@ -15,6 +15,7 @@ from ifabric.store.commit import Outcome
 from ifabric.testing.clock import VirtualClock
 from ifabric.wire import coordinator as wire
 from ifabric_actors.coordinator import records
+from ifabric_actors.coordinator.records import Seat
 
 from .conftest import World
 from .sdk import Tap, client, events_of, state, submitted, tap, until_state
@@ -198,6 +199,30 @@ async def test_trust_ends_at_five_sixths_of_the_ttl_after_the_last_renewal_was_s
     await renewal.stop()
 
 
+async def test_more_claims_than_one_renewal_may_name_are_named_in_several(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(wire, "RENEW_MAX_CLAIMS", 2)
+    clock = VirtualClock()
+    session = Silence(clock)
+    asked: list[list[str]] = []
+
+    async def ask(held: tuple[wire.HeldClaim, ...], within_s: float) -> wire.RenewReply:
+        asked.append([one.task for one in held])
+        return wire.RenewReply(ttl_s=30.0, lost=held[1:], cancelled=(), unnamed=())
+
+    session.ask_renewal = ask  # type: ignore[method-assign]
+    claims = {}
+    for task in "ABCDE":
+        reply = wire.ClaimReply(task=task, fence=1, attempt=1, ttl_s=30, spec=wire.TaskSpec(id=task))
+        claims[task] = session.claims[task] = Claim(session, reply)  # type: ignore[arg-type]
+    renewal = Renewal(session, clock, "me")  # type: ignore[arg-type]
+    renewal.begin(clock.monotonic(), 30.0)
+    while not asked:
+        await clock.advance(1.0)
+    await renewal.stop()
+    assert asked == [["A", "B"], ["C", "D"], ["E"]]
+    assert {task for task, claim in claims.items() if claim.lost.is_set()} == {"B", "D"}
+
+
 # -- claims whose answer was lost --------------------------------------------------------------------------------------------
 
 
@@ -348,6 +373,14 @@ async def test_a_hello_that_is_overtaken_while_it_gets_a_lease_knows_the_lease_t
         return await grant(ttl_s)
 
     await world.ask("hello", "warm", request_id="so-that-receipts-have-their-lease")
+    board = daemon.actor.board  # type: ignore[attr-defined]
+    seat, seated = board.seat, []
+
+    def spy(session: str, found: Seat) -> None:
+        seated.append((session, found.lease))
+        seat(session, found)
+
+    monkeypatch.setattr(board, "seat", spy)
     monkeypatch.setattr(daemon.store, "grant", slow_once)
     slow = asyncio.create_task(world.ask("hello", "me"))
     async with asyncio.timeout(10):
@@ -356,5 +389,5 @@ async def test_a_hello_that_is_overtaken_while_it_gets_a_lease_knows_the_lease_t
     go_on.set()
     assert (await slow)["session"] == "me"
     kv = await (await world.store()).get(records.session_key("me"))
-    assert daemon.actor.board.sessions["me"].lease == kv.lease  # type: ignore[attr-defined]
+    assert {lease for session, lease in seated if session == "me"} == {kv.lease}
     assert (await world.ask("claim", "me", task="T"))["task"] == "T"

@@ -8,13 +8,13 @@ import msgspec
 
 from ifabric.actor.base import Caller
 from ifabric.clock import rfc3339
-from ifabric.errors import SessionLost
+from ifabric.errors import Overloaded, SessionLost
 from ifabric.store.base import Delete, Put, absent, leased
 from ifabric.wire import coordinator as wire
 from ifabric.wire import subjects
 from ifabric.wire.envelope import MSG_ID_HEADER, encode
 from ifabric_actors.coordinator import records, rules
-from ifabric_actors.coordinator.desk import Committed, Plan, Write
+from ifabric_actors.coordinator.desk import TRIES_MAX, Committed, Plan, Write
 from ifabric_actors.coordinator.office import Office, reply_of
 from ifabric_actors.coordinator.records import Seat, Session, Task
 
@@ -55,9 +55,9 @@ class Sessions:
 
         if caller.session not in self._board.sessions:
             await self._desk.look(caller, message, ())
-        while True:
-            seat = self._board.sessions.get(caller.session)
-            if seat is None and not fresh:
+        done = None
+        for _ in range(TRIES_MAX):
+            if caller.session not in self._board.sessions and not fresh:
                 fresh = await self._store.grant(ttl_s)
             done = await self._desk.attempt(caller, message, decide(), ())
             if done is not None:
@@ -75,6 +75,8 @@ class Sessions:
             return done.plan.reply
         if fresh:
             await self._store.revoke(fresh)
+        if done is None:
+            raise Overloaded(f"hello lost {TRIES_MAX} races; nothing was done", what="contention")
         return done.reply
 
     async def renew(self, message: wire.Renew, caller: Caller) -> wire.RenewReply:
@@ -111,13 +113,18 @@ class Sessions:
         )
 
     async def _tell_renew_lost(self, session: str, held: wire.HeldClaim) -> None:
+        """An event, if there was such a claim: anybody may ask about any."""
         known = self._board.tasks.get(held.task)
+        if known is None or not any(
+            (entry.session, entry.fence) == (session, held.fence) for entry in known.task.history
+        ):
+            return
         event = wire.TaskEvent(
             event="renew_lost",
             at=rfc3339(self._clock.wall_ms()),
             revision=self._board.revision,
             task=held.task,
-            state=known.task.state if known is not None else "cancelled",
+            state=known.task.state,
             session=session,
             fence=held.fence,
         )
