@@ -3,7 +3,8 @@
 **Why.** etcd spends most of a small transaction on what does not depend on its size: a gRPC call, a raft proposal, an
 fsync. Commands that arrive while a commit is in flight therefore wait for it and then go together, each as a *nested*
 transaction with its own compares. The faster they come, the larger the batch: nobody waits for a timer, and a command
-that is alone goes alone.
+that is alone goes alone. One batch at a time: with two in flight both were half as large, and every figure was worse
+(5,000 claims/s on two cores: p95 11 ms against 26 ms).
 
 **Each for itself.** A nested transaction whose compare fails runs its own `otherwise` and leaves the others be. But
 some faults are the whole batch's: a key that is put twice, a put under a lease that is gone, too many operations. So
@@ -98,15 +99,13 @@ class Outcome(NamedTuple):
 class Committer:
     """Commits requests in groups. One for each process; `lost` tells why it must be started again."""
 
-    def __init__(
-        self, store: Store, clock: Clock, metrics: Metrics, *, timeout_s: float = 5.0, in_flight_max: int = 2
-    ) -> None:
+    def __init__(self, store: Store, clock: Clock, metrics: Metrics, *, timeout_s: float = 5.0) -> None:
         self._store = store
         self._clock = clock
         self._timeout_s = timeout_s
-        self._in_flight_max = in_flight_max
         self._room = WaitingRoom()
-        self._batches: set[asyncio.Task[None]] = set()
+        #: the one that is in flight
+        self._batch: asyncio.Task[None] | None = None
         self._scheduled = False
         self._probe: asyncio.Task[None] | None = None
         self._guard = absent(INCARNATION_KEY)
@@ -138,8 +137,8 @@ class Committer:
             await cancel_and_wait(self._probe)
             self._probe = None
         self.down = Unavailable("The daemon is stopping; nothing was tried.", what="draining", maybe_done=False)
-        while self._batches or self._scheduled:
-            await (asyncio.wait(self._batches) if self._batches else asyncio.sleep(0))
+        while self._batch is not None or self._scheduled:
+            await (asyncio.wait({self._batch}) if self._batch is not None else asyncio.sleep(0))
         for waiting in self._room:
             _fail(waiting, self.down)
 
@@ -159,7 +158,7 @@ class Committer:
         assert len(request.compares) <= COMPARES_MAX
         future: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
         self._room.add(Waiting(request, future))
-        if not self._scheduled and len(self._batches) < self._in_flight_max and self._room.ready:
+        if not self._scheduled and self._batch is None and self._room.ready:
             # at the end of this turn of the loop, so that commands which arrived together go together
             self._scheduled = True
             asyncio.get_running_loop().call_soon(self._send)
@@ -169,13 +168,12 @@ class Committer:
 
     def _send(self) -> None:
         self._scheduled = False
-        while len(self._batches) < self._in_flight_max and (batch := self._room.take()):
-            task = asyncio.create_task(self._carry_out(batch), name="commit")
-            self._batches.add(task)
-            task.add_done_callback(self._sent)
+        if self._batch is None and (batch := self._room.take()):
+            self._batch = asyncio.create_task(self._carry_out(batch), name="commit")
+            self._batch.add_done_callback(self._sent)
 
     def _sent(self, task: asyncio.Task[None]) -> None:
-        self._batches.discard(task)
+        self._batch = None
         if not task.cancelled() and (error := task.exception()) is not None and not self.lost.done():
             self.lost.set_result(f"group commit failed: {error!r}")
         if not self._scheduled:
