@@ -108,12 +108,6 @@ class CapabilityMissing(CallerError):
     code, status = "capability_missing", 403
 
 
-class UnknownVerb(CallerError):
-    """The component has no such verb; nothing was done."""
-
-    code, status = "unknown_verb", 404
-
-
 class UnknownTask(CallerError):
     """There is no task with this id."""
 

@@ -61,7 +61,6 @@ class Publisher:
         self._entries: deque[Entry] = deque()
         self._more = asyncio.Event()
         self._overflowed = False
-        self.leading = False
 
     async def run(self, log: Any) -> None:
         """Never returns. A fault costs the office, not the actor: somebody takes over, maybe we again."""
@@ -73,7 +72,6 @@ class Publisher:
             except FabricError as error:
                 log.warning("event publisher stopped", why=str(error))
             finally:
-                self.leading = False
                 self._feed.tap = self._feed.on_resync = None
                 self._entries.clear()
             await self._clock.sleep(self._clock.jitter(0.2, 1.0))
@@ -84,7 +82,6 @@ class Publisher:
         self._feed.tap, self._feed.on_resync = self._take, self._take_resync
         joined = self._feed.task_revision  # from here on the tap has everything
         newest = max(0, await _newest(journal) - 1)
-        self.leading = True
         publishing = asyncio.create_task(self._publish(journal, newest, joined), name="publish events")
         try:
             either: list[asyncio.Future[Any]] = [publishing, session.lost]
