@@ -32,9 +32,8 @@ class HardenedClient(Client):  # type: ignore[misc]
     """nats-py's client, reading what strangers send with care."""
 
     async def _close(self, status: int, do_cbs: bool = True) -> None:
-        if (
-            not self.is_connected
-        ):  # what waits would be written to a transport that has gone, and end the closing half done
+        if not self.is_connected:
+            # what waits would be written to a transport that has gone, and end the closing half done
             self._pending: list[bytes] = []
             self._pending_data_size = 0
         await super()._close(status, do_cbs)

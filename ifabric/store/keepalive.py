@@ -20,6 +20,9 @@ from ifabric.store.channel import Connection
 
 #: an answer later than this means that the endpoint is in trouble, and the stream moves on
 ANSWER_S = 1.0
+#: what is asked within this time is sent in one go: sending wakes this process up, and so does each answer, and a
+#: process that is up already does it for a third less
+GATHER_S = 0.01
 
 
 class KeepAlives:
@@ -94,6 +97,7 @@ class KeepAlives:
             try:
                 async with asyncio.timeout(None if oldest is None else ANSWER_S):
                     await self._wake.wait()
+                await self._clock.sleep(GATHER_S)
             except TimeoutError:
                 if oldest is not None and not oldest.done():
                     raise
