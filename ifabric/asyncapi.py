@@ -13,7 +13,7 @@ import msgspec
 
 from ifabric import __version__
 from ifabric.errors import CallerError, FabricError, ServerError, all_codes
-from ifabric.wire import coordinator as wire
+from ifabric.wire import protocol as wire
 from ifabric.wire import subjects
 from ifabric.wire.envelope import (
     DEADLINE_HEADER,
@@ -53,26 +53,25 @@ _EVENT_HEADERS = {
     "required": [MSG_ID_HEADER],
     "properties": {MSG_ID_HEADER: {"type": "string", "description": "The same for the same event, whoever sends it."}},
 }
-EVENTS = (*wire.EVENTS, *wire.FURTHER_EVENTS)
 
 
 def document() -> dict[str, Any]:
     """The whole of version 1, as plain data."""
-    types: list[Any] = [*wire.REQUESTS, *dict.fromkeys(wire.REPLIES.values()), wire.TaskEvent]
+    types: list[Any] = [*wire.REQUESTS, *dict.fromkeys(wire.REPLIES.values()), *dict.fromkeys(wire.EVENTS.values())]
     _, schemas = msgspec.json.schema_components(types, ref_template=_REF)
     schemas["Error"] = _error_schema()
     channels: dict[str, Any] = {}
     operations: dict[str, Any] = {}
     for request in wire.REQUESTS:
         _add_verb(request, channels, operations)
-    for event in EVENTS:
-        _add_event(event, channels, operations)
+    for (about, what), kind in wire.EVENTS.items():
+        _add_event(about, what, kind.__name__, channels, operations)
     return {
         "asyncapi": "3.0.0",
         "info": {
             "title": "InfraFabric",
             "version": __version__,
-            "description": "Tasks, claims and events over NATS: JSON in UTF-8, one object a message. "
+            "description": "Tasks, claims, money, breakers and events over NATS: JSON in UTF-8, one object a message. "
             "Errors carry the headers of ADR-32.",
             "license": {"name": "Apache-2.0"},
         },
@@ -105,16 +104,13 @@ def _add_verb(request: type[Request], channels: dict[str, Any], operations: dict
     }
 
 
-def _add_event(event: str, channels: dict[str, Any], operations: dict[str, Any]) -> None:
-    name = f"event_task_{event}"
-    channels[name] = {
-        "address": subjects.event("task", event),
-        "messages": _refs("#/components/messages", wire.TaskEvent.__name__),
-    }
+def _add_event(about: str, what: str, kind: str, channels: dict[str, Any], operations: dict[str, Any]) -> None:
+    name = f"event_{about}_{what}"
+    channels[name] = {"address": subjects.event(about, what), "messages": _refs("#/components/messages", kind)}
     operations[name] = {
         "action": "send",
         "channel": {"$ref": f"#/channels/{name}"},
-        "messages": list(_refs(f"#/channels/{name}/messages", wire.TaskEvent.__name__).values()),
+        "messages": list(_refs(f"#/channels/{name}/messages", kind).values()),
     }
 
 
@@ -125,7 +121,8 @@ def _refs(where: str, *names: str) -> dict[str, dict[str, str]]:
 def _messages() -> dict[str, Any]:
     made: dict[str, Any] = {one.__name__: {"headers": _REQUEST_HEADERS} for one in wire.REQUESTS}
     made |= {one.__name__: {} for one in wire.REPLIES.values()}
-    made |= {"Error": {"headers": _ERROR_HEADERS}, wire.TaskEvent.__name__: {"headers": _EVENT_HEADERS}}
+    made |= {one.__name__: {"headers": _EVENT_HEADERS} for one in wire.EVENTS.values()}
+    made["Error"] = {"headers": _ERROR_HEADERS}
     return {name: {"name": name, **about, "payload": {"$ref": _REF.format(name=name)}} for name, about in made.items()}
 
 

@@ -7,6 +7,7 @@ positions and the environment become these structs is in `ifabric.config_file`.
 
 from __future__ import annotations
 
+from decimal import Decimal
 from typing import Annotated, Any, Literal
 
 from msgspec import Meta, Struct
@@ -14,6 +15,9 @@ from msgspec import Meta, Struct
 Port = Annotated[int, Meta(ge=0, le=65535)]
 Positive = Annotated[float, Meta(gt=0, le=86_400)]
 Count = Annotated[int, Meta(ge=1)]
+#: so much in micro-USD is still exact in every JSON reader
+USD_MAX = 9_000_000_000
+Share = Annotated[float, Meta(ge=0, le=1)]
 Name = Annotated[str, Meta(min_length=1)]
 
 
@@ -64,6 +68,74 @@ class Coordinator(Section, frozen=True, kw_only=True):
     logging: Logging = Logging()
 
 
+class GovernorCoordinator(Section, frozen=True, kw_only=True):
+    """The runbook's way to the coordinator. NATS finds it here: accepted and without effect."""
+
+    url: str | None = None
+    timeout_seconds: Positive = 5.0
+
+
+class Budget(Section, frozen=True, kw_only=True):
+    """Money. Amounts are US dollars, exact to the millionth; inside there are only whole micro-USD."""
+
+    enabled: bool = True
+    default_session_budget: Decimal = Decimal(40)
+    cost_tracking_interval: Positive = 60.0
+    hold_ttl_seconds: Annotated[int, Meta(ge=1, le=86_400)] = 900
+    ended_hold_ttl_seconds: Annotated[int, Meta(ge=60, le=90 * 86_400)] = 7 * 86_400
+
+    def __post_init__(self) -> None:
+        usd = self.default_session_budget
+        if not (usd.is_finite() and 0 <= usd <= USD_MAX and usd * 1_000_000 % 1 == 0):
+            raise ValueError(
+                f"default_session_budget is an amount from 0 to {USD_MAX} USD, to the millionth, not {usd}"
+            )
+
+    @property
+    def default_session_micro_usd(self) -> int:
+        """The same as whole micro-USD."""
+        return int(self.default_session_budget * 1_000_000)
+
+
+class Matching(Section, frozen=True, kw_only=True):
+    """Which session may take which task."""
+
+    enabled: bool = True
+    min_match_score: Share = 0.7
+    cache_enabled: bool = True
+    cache_ttl_seconds: Positive = 300.0
+    cache_max_entries: Count = 10_000
+
+
+class CircuitBreaker(Section, frozen=True, kw_only=True):
+    """When a breaker opens, and how it closes again."""
+
+    enabled: bool = True
+    failure_threshold: Count = 5
+    #: calls within the window before it is judged at all
+    minimum_calls: Count = 5
+    window_seconds: Positive = 60.0
+    reset_timeout: Positive = 60.0
+    #: open times double with each trip, up to this
+    reset_timeout_max: Positive = 3600.0
+    half_open_probes: Annotated[int, Meta(ge=1, le=100)] = 3
+    probe_timeout_seconds: Positive = 30.0
+    #: a success that took this long counts as a failure
+    slow_call_seconds: Positive | None = None
+    breakers_max: Count = 10_000
+
+
+class Governor(Section, frozen=True, kw_only=True):
+    """Budgets, breakers and matching."""
+
+    coordinator: GovernorCoordinator = GovernorCoordinator()
+    budget: Budget = Budget()
+    capabilities: Matching = Matching()
+    circuit_breaker: CircuitBreaker = CircuitBreaker()
+    metrics: MetricsPort = MetricsPort()
+    logging: Logging | None = None
+
+
 class Nats(Section, frozen=True, kw_only=True):
     """How to reach NATS. Without servers the daemon starts one of its own."""
 
@@ -102,12 +174,13 @@ class Config(Section, frozen=True, kw_only=True):
     """Everything."""
 
     coordinator: Coordinator = Coordinator()
+    governor: Governor = Governor()
     nats: Nats = Nats()
     http: Http = Http()
     events: Events = Events()
     embedded: Embedded = Embedded()
     #: installed names, or "module:Class"
-    actors: tuple[Name, ...] = ("coordinator",)
+    actors: tuple[Name, ...] = ("coordinator", "governor")
     #: sections of residents that the fabric does not know, by component
     options: dict[str, dict[str, Any]] = {}
     state_dir: str | None = None
@@ -117,8 +190,8 @@ class Config(Section, frozen=True, kw_only=True):
 
     def section(self, component: str) -> Any:
         """The configuration of a component: its own section, or its `options`."""
-        if component == "coordinator":
-            return self.coordinator
+        if component in ("coordinator", "governor"):
+            return getattr(self, component)
         return self.options.get(component, {})
 
 
@@ -144,6 +217,15 @@ def smells(config: Config) -> list[str]:
         found.append(
             f"coordinator.task_claim_ttl_seconds: a dead agent's tasks wait up to {config.coordinator.task_claim_ttl_seconds} s, "
             "and twice that when etcd's leader changes"
+        )
+    governor = config.governor
+    if governor.coordinator.url is not None:
+        found.append("governor.coordinator does nothing: governor and coordinator meet in etcd")
+    if governor.logging is not None:
+        found.append("governor.logging does nothing: one process writes one log, as coordinator.logging says")
+    if governor.circuit_breaker.minimum_calls > governor.circuit_breaker.failure_threshold:
+        found.append(
+            "governor.circuit_breaker: minimum_calls is above failure_threshold: so many failures in a row will not open it"
         )
     if not _is_local(config.http.host):
         found.append(f"http.host: {config.http.host} is reachable from other machines, without TLS")

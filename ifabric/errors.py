@@ -150,6 +150,36 @@ class Conflict(CallerError):
     code, status = "conflict", 409
 
 
+class UnknownAccount(CallerError):
+    """There is no account of this name: nobody has set a limit for it or spent anything below it."""
+
+    code, status = "unknown_account", 404
+
+
+class UnknownHold(CallerError):
+    """The session has no hold of this name, or it ended so long ago that it is forgotten; nothing was charged."""
+
+    code, status = "unknown_hold", 404
+
+
+class UnknownPermit(CallerError):
+    """The permit was not given out by this fabric, was reported already, or timed out; the report was not counted."""
+
+    code, status = "unknown_permit", 404
+
+
+class BudgetShort(CallerError):
+    """An account of the path has less than was asked for; nothing was held or charged."""
+
+    code, status = "budget_short", 403
+
+
+class BreakerOpen(ServerError):
+    """The resource has failed too often and is left alone for a while; nothing was admitted."""
+
+    code, status, retryable = "breaker_open", 503, True
+
+
 # -- a limit, or the server's side: 429, 500, 503 -----------------------------------------------------------------
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ifabric import __version__, endpoints, log, programs
-from ifabric.actor.base import Context
+from ifabric.actor.base import Context, Parts
 from ifabric.actor.pulse import Pulse
 from ifabric.actor.runner import Runner
 from ifabric.bus.nats import Nats, NatsSettings
@@ -49,6 +49,7 @@ class Fabric:
         self._etcd = Etcd(_etcd_settings(config, etcd_urls), clock)
         self._nats = Nats(_nats_settings(config, nats_urls), clock, self._on_bus_error)
         self._committer = Committer(self._etcd, clock, self._metrics, timeout_s=config.coordinator.etcd.timeout_seconds)
+        self._parts = Parts()
         self._pulse = Pulse(clock)
         self._vitals = Vitals(self._etcd, clock)
         self._http = HttpServer(config.http, config.coordinator.metrics, self, self._metrics)
@@ -151,6 +152,7 @@ class Fabric:
             config=self._config.section(actor.component),
             settings=self._config,
             log=log.get(actor=actor.component),
+            parts=self._parts,
         )
         return Runner(
             actor,

@@ -21,7 +21,7 @@ import asyncio
 import inspect
 import typing
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeVar
 
 import msgspec
@@ -37,6 +37,9 @@ if TYPE_CHECKING:
     from ifabric.store.commit import Committer
 
 
+P = TypeVar("P")
+
+
 class Caller(NamedTuple):
     """Who asks: as proven by the subject, never by the payload."""
 
@@ -46,6 +49,23 @@ class Caller(NamedTuple):
     deadline: float | None = None
     #: W3C traceparent, or ""
     trace: str = ""
+
+
+class Parts:
+    """What the residents of one process have in common: one of each kind, made by whoever asks first.
+
+    Only for what outlives any of them, has no tasks of its own, and can be thrown away at any time.
+    """
+
+    def __init__(self) -> None:
+        self._made: dict[type, Any] = {}
+
+    def get(self, kind: type[P], make: Callable[[], P]) -> P:
+        """The one there is, or a new one."""
+        if kind not in self._made:
+            self._made[kind] = make()
+        found: P = self._made[kind]
+        return found
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,6 +81,7 @@ class Context:
     config: Any
     settings: Any
     log: Any
+    parts: Parts = field(default_factory=Parts)
 
 
 class Handler(NamedTuple):

@@ -4,27 +4,35 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping, Sequence
 
 import msgspec
 import structlog
 
-from ifabric.actor.base import Actor, Context
+from ifabric.actor.base import Actor, Context, Parts
 from ifabric.actor.pulse import Pulse
 from ifabric.actor.runner import Runner
 from ifabric.bus.base import Bus
 from ifabric.clock import Clock, SystemClock
-from ifabric.config import Config, Coordinator
+from ifabric.config import Config, Coordinator, Governor
 from ifabric.metrics import Metrics
 from ifabric.store.base import Store
 from ifabric.store.commit import Committer
 
 
 class Daemon:
-    """One actor with all that a daemon gives it, but the processes and ports."""
+    """Actors with all that a daemon gives them, but the processes and ports. `governor` is a section, the other
+    settings are the coordinator's.
+    """
 
     def __init__(
-        self, actor: type[Actor], store: Store, bus: Bus, clock: Clock | None = None, **coordinator: object
+        self,
+        actors: type[Actor] | Sequence[type[Actor]],
+        store: Store,
+        bus: Bus,
+        clock: Clock | None = None,
+        governor: Mapping[str, object] | None = None,
+        **coordinator: object,
     ) -> None:
         self.clock = clock or SystemClock()
         self.store = store
@@ -33,42 +41,54 @@ class Daemon:
         self.actors: list[Actor] = []
         self.pulse = Pulse(self.clock)
         self.committer = Committer(store, self.clock, self.metrics, timeout_s=2.0)
-        self._class = actor
-        self._settings = Config(coordinator=msgspec.convert(coordinator, Coordinator))
+        self._classes = [actors] if isinstance(actors, type) else list(actors)
+        self._settings = Config(
+            coordinator=msgspec.convert(coordinator, Coordinator), governor=msgspec.convert(governor or {}, Governor)
+        )
+        self._parts = Parts()
+        #: of the first actor, and of all
         self.runner: Runner | None = None
+        self.runners: list[Runner] = []
 
     async def start(self, **limits: float) -> Daemon:
         """Starts it; `limits` are the runner's."""
         await self.committer.start()
         await self.pulse.start()
+        for kind in self._classes:
+            runner = self._runner(kind, **limits)
+            self.runners.append(runner)
+            self.runner = self.runner or runner
+            await runner.start()
+        return self
+
+    def _runner(self, kind: type[Actor], **limits: float) -> Runner:
         context = Context(
             store=self.store,
             bus=self.bus,
             committer=self.committer,
             clock=self.clock,
             metrics=self.metrics,
-            config=self._settings.section(self._class.component),
+            config=self._settings.section(kind.component),
             settings=self._settings,
             log=structlog.get_logger(),
+            parts=self._parts,
         )
 
         def make(given: Context) -> Actor:
-            self.actors.append(self._class(given))
+            self.actors.append(kind(given))
             return self.actors[-1]
 
-        self.runner = Runner(make, self._class, context, self.pulse, **limits)  # type: ignore[arg-type]
-        await self.runner.start()
-        return self
+        return Runner(make, kind, context, self.pulse, **limits)  # type: ignore[arg-type]
 
     @property
     def actor(self) -> Actor:
-        """The present instance."""
-        return self.actors[-1]
+        """The present instance of the first."""
+        return next(actor for actor in reversed(self.actors) if isinstance(actor, self._classes[0]))
 
     async def stop(self) -> None:
         """Drains and stops."""
-        if self.runner is not None:
-            await self.runner.stop()
+        for runner in reversed(self.runners):
+            await runner.stop()
         await self.pulse.stop()
         await self.committer.stop()
 

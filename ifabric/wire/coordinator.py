@@ -16,6 +16,7 @@ from ifabric.wire.envelope import (
     SessionId,
     TaskId,
     Text,
+    Usage,
 )
 
 #: tasks in one `submit`: they are created in one etcd transaction, all or none
@@ -42,12 +43,15 @@ class TaskSpec(Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unk
     #: capabilities that the session must have, and those it had better have
     needs: Capabilities = ()
     wants: Capabilities = ()
+    #: what kind of task it is, for sessions that accept only some
+    labels: Capabilities = ()
     #: higher first
     priority: Annotated[int, Meta(ge=-1_000_000, le=1_000_000)] = 0
     depends_on: Annotated[tuple[TaskId, ...], Meta(max_length=64)] = ()
     max_attempts: Annotated[int, Meta(ge=1, le=1000)] = 3
     #: how long one claim may last, however often it is renewed
     deadline_s: Annotated[int, Meta(ge=1, le=86_400 * 7)] | None = None
+    #: what all its attempts together may hold and spend; an account `task:<id>` at the end of the path
     budget_micro_usd: MicroUsd | None = None
     #: any JSON, up to `PAYLOAD_MAX_BYTES`
     payload: Any = None
@@ -69,6 +73,8 @@ class Hello(Mutation, frozen=True, kw_only=True, omit_defaults=True):
     component: ClassVar = "coordinator"
     verb: ClassVar = "hello"
     capabilities: Capabilities = ()
+    #: the session takes only tasks with one of these labels; empty: any task
+    accepts: Capabilities = ()
     account: Account | None = None
     ttl_s: Ttl | None = None
 
@@ -170,12 +176,17 @@ class Complete(Mutation, frozen=True, kw_only=True, omit_defaults=True):
     task: TaskId
     fence: Fence
     result: Any = None
+    #: charged in the same transaction, to the claim's hold or without one; absent: the hold is freed and nothing charged
     cost_micro_usd: MicroUsd | None = None
+    usage: Usage | None = None
 
 
 class CompleteReply(Reply, frozen=True, kw_only=True, omit_defaults=True):
     state: State
     unblocked: tuple[str, ...]
+    #: micro-USD, when a cost was told; and how much of it was not available
+    charged: int | None = None
+    overdraft: int = 0
 
 
 class Fail(Mutation, frozen=True, kw_only=True, omit_defaults=True):
@@ -187,12 +198,17 @@ class Fail(Mutation, frozen=True, kw_only=True, omit_defaults=True):
     fence: Fence
     error: Text
     retry: bool = True
+    #: as in `complete`: an attempt that failed may have cost something
+    cost_micro_usd: MicroUsd | None = None
+    usage: Usage | None = None
 
 
 class FailReply(Reply, frozen=True, kw_only=True, omit_defaults=True):
     state: State
     attempt: int
     max_attempts: int
+    charged: int | None = None
+    overdraft: int = 0
 
 
 class Get(Request, frozen=True, kw_only=True, omit_defaults=True):

@@ -9,7 +9,7 @@ where it is received does not fit where it is read again, a few calls deeper. So
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any, ClassVar, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 import msgspec
 
@@ -35,6 +35,19 @@ Capabilities = Annotated[tuple[Capability, ...], msgspec.Meta(max_length=64)]
 MicroUsd = Annotated[int, msgspec.Meta(ge=0, le=2**53 - 1, description="integer micro-USD")]
 Fence = Annotated[int, msgspec.Meta(ge=0, lt=2**53, description="incarnation * 2^40 + generation")]
 Text = Annotated[str, msgspec.Meta(max_length=2048)]
+
+
+Tokens = Annotated[int, msgspec.Meta(ge=0, le=2**53 - 1)]
+Purpose = Literal["work", "coordination"]
+
+
+class Usage(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What the money was spent on."""
+
+    tokens_in: Tokens = 0
+    tokens_out: Tokens = 0
+    #: coordination: talking about the work (planning, voting, reading the board), and not the work itself
+    purpose: Purpose = "work"
 
 
 class Reply(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from ifabric.actor.base import Actor
 from ifabric.bus.base import Bus
 from ifabric.bus.nats import Nats, NatsSettings
 from ifabric.clock import SystemClock
@@ -20,6 +21,7 @@ from ifabric.testing.memory_store import MemoryEtcd, MemoryStore
 from ifabric.testing.servers import RealServer
 from ifabric.wire import subjects
 from ifabric_actors.coordinator.actor import Coordinator
+from ifabric_actors.governor.actor import Governor
 
 CLOCK = SystemClock()
 
@@ -57,23 +59,46 @@ class World:
         self._closing.append(store)
         return store
 
-    async def daemon(self, limits: dict[str, int | float] | None = None, **config: object) -> Daemon:
-        """Another daemon on this cluster."""
+    async def daemon(
+        self,
+        limits: dict[str, int | float] | None = None,
+        *,
+        actors: tuple[type[Actor], ...] = (Coordinator,),
+        governor: dict[str, object] | None = None,
+        **config: object,
+    ) -> Daemon:
+        """Another daemon on this cluster. With `governor` (its section, may be empty) it runs a governor too."""
         config = {"reconcile_interval_seconds": 0.5, **config}
-        made = Daemon(Coordinator, await self.store(), await self.connection(), **config)
+        kinds = actors if governor is None else (*actors, Governor)
+        made = Daemon(kinds, await self.store(), await self.connection(), governor=governor, **config)
         self.daemons.append(made)
         return await made.start(**(limits or {}))
 
     async def ask(
-        self, verb: str, session: str, *, admin: bool = False, timeout_s: float = 5.0, **body: Any
+        self,
+        verb: str,
+        session: str,
+        *,
+        admin: bool = False,
+        timeout_s: float = 5.0,
+        component: str = "coordinator",
+        **body: Any,
     ) -> dict[str, Any]:
         """One request; the reply, or the refusal as an exception."""
-        return await self.ask_raw(verb, session, msgspec.json.encode(body), admin=admin, timeout_s=timeout_s)
+        data = msgspec.json.encode(body)
+        return await self.ask_raw(verb, session, data, admin=admin, timeout_s=timeout_s, component=component)
 
     async def ask_raw(
-        self, verb: str, session: str, data: bytes, *, admin: bool = False, timeout_s: float = 5.0
+        self,
+        verb: str,
+        session: str,
+        data: bytes,
+        *,
+        admin: bool = False,
+        timeout_s: float = 5.0,
+        component: str = "coordinator",
     ) -> dict[str, Any]:
-        subject = subjects.request("coordinator", verb, session, admin=admin)
+        subject = subjects.request(component, verb, session, admin=admin)
         answer = await self.bus.request(subject, data, timeout_s=timeout_s)
         body: dict[str, Any] = msgspec.json.decode(answer.data)
         if "Nats-Service-Error-Code" in answer.headers:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import asyncio
 
+from ifabric.actor.feed import Feed
 from ifabric.cancellation import cancel_and_wait
 from ifabric.clock import SystemClock
 from ifabric.store.base import Put, Txn
 from ifabric.testing.memory_store import MemoryStore
-from ifabric_actors.coordinator.board import Board
-from ifabric_actors.coordinator.feed import Feed
 
 
 class Deaf(MemoryStore):
@@ -26,13 +25,12 @@ class Deaf(MemoryStore):
 async def test_a_question_that_etcd_leaves_unanswered_is_asked_again() -> None:
     store = Deaf(SystemClock())
     await store.connect()
-    board = Board(lambda change: None, lambda session, lease: None)
-    feed = Feed(store, board, {})
+    feed = Feed(store, (b"tasks/", b"sessions/"), {})
     await feed.load()
     following = asyncio.create_task(feed.follow())
     committed = await store.txn(Txn((), (Put(b"receipts/unwatched", b"{}"),)))
     await feed.catch_up(within_s=2.0)
-    assert board.revision >= committed.revision
+    assert feed.revision >= committed.revision
     assert store.unanswered < 0
     await cancel_and_wait(following)
     await store.close()

@@ -11,8 +11,9 @@ import pytest
 
 from ifabric.asyncapi import document
 from ifabric.errors import CallerError, ServerError, all_codes
-from ifabric.wire import coordinator as wire
 from ifabric.wire import envelope, subjects
+from ifabric.wire import protocol as wire
+from ifabric.wire.coordinator import TaskSpec
 
 DOCUMENT = document()
 SCHEMAS = DOCUMENT["components"]["schemas"]
@@ -56,7 +57,7 @@ def test_every_verb_of_the_wire_is_received_on_its_subject_and_answered_by_its_r
 
 
 def test_every_event_of_the_wire_is_sent_on_its_subject() -> None:
-    assert set(addresses("send")) == {subjects.event("task", what) for what in (*wire.EVENTS, *wire.FURTHER_EVENTS)}
+    assert set(addresses("send")) == {subjects.event(*about) for about in wire.EVENTS}
 
 
 def test_every_error_that_travels_is_a_code_and_no_other_is() -> None:
@@ -68,7 +69,7 @@ def test_every_error_that_travels_is_a_code_and_no_other_is() -> None:
 
 
 def test_every_field_of_every_message_is_described_by_its_wire_name() -> None:
-    for struct in (*wire.REQUESTS, *wire.REPLIES.values(), wire.TaskSpec, wire.TaskEvent):
+    for struct in (*wire.REQUESTS, *wire.REPLIES.values(), TaskSpec, *wire.EVENTS.values()):
         assert set(SCHEMAS[struct.__name__]["properties"]) == set(struct.__struct_encode_fields__)
 
 

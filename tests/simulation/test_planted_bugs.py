@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
+from ifabric.actor import receipts
 from ifabric.store import commit
 from ifabric.store.base import Compare, Op, Put, Target
 from ifabric.store.commit import Outcome
-from ifabric_actors.coordinator import claims, desk, endings, receipts, records, rules, sweeper
+from ifabric_actors.coordinator import claims, desk, endings, records, rules, sweeper
 from tests.simulation.swarm import simulate
 
 Plant = Callable[[pytest.MonkeyPatch], None]
@@ -51,13 +52,13 @@ def receipts_not_written(patch: pytest.MonkeyPatch) -> None:
 
 
 def receipts_forgotten_soon(patch: pytest.MonkeyPatch) -> None:
-    grant = receipts.ReceiptLeases._grant
+    grant = receipts.Receipts._grant
 
     async def brief(self: Any) -> int:
         self._keep_s = 1
         return await grant(self)
 
-    patch.setattr(receipts.ReceiptLeases, "_grant", brief)
+    patch.setattr(receipts.Receipts, "_grant", brief)
 
 
 def receipt_not_compared(patch: pytest.MonkeyPatch) -> None:

@@ -10,6 +10,8 @@ from __future__ import annotations
 from typing import Any
 
 from ifabric.actor.base import Actor, Caller, Context, handles
+from ifabric.actor.publisher import Publisher
+from ifabric.actor.receipts import Receipts
 from ifabric.bus.base import JournalSpec
 from ifabric.wire import coordinator as wire
 from ifabric.wire import subjects
@@ -17,11 +19,10 @@ from ifabric_actors.coordinator.board import Board, Change
 from ifabric_actors.coordinator.claims import Claims
 from ifabric_actors.coordinator.desk import Desk
 from ifabric_actors.coordinator.endings import Endings
-from ifabric_actors.coordinator.feed import Feed
+from ifabric_actors.coordinator.events import source
+from ifabric_actors.coordinator.feed import feed_of
 from ifabric_actors.coordinator.office import Office
 from ifabric_actors.coordinator.operators import Operators
-from ifabric_actors.coordinator.publisher import Publisher
-from ifabric_actors.coordinator.receipts import ReceiptLeases
 from ifabric_actors.coordinator.sessions import Sessions
 from ifabric_actors.coordinator.submissions import Submissions
 from ifabric_actors.coordinator.sweeper import Sweeper
@@ -38,11 +39,11 @@ class Coordinator(Actor):
         super().__init__(context)
         config, metrics, clock, store = context.config, context.metrics, context.clock, context.store
         self.board = Board(self._changed, self._gone)
-        self._receipts = ReceiptLeases(store, clock, keep_s=config.receipt_ttl_seconds)
+        self._receipts = Receipts(store, clock, keep_s=config.receipt_ttl_seconds)
         self._waiters = Waiters(config.waiters_max)
         deadlines: dict[str, int] = {}
-        self._feed = Feed(store, self.board, deadlines)
-        desk = Desk(self.board, deadlines, context.committer, self._receipts, clock, metrics)
+        self._feed = feed_of(store, self.board, deadlines, self._deadline_passed)
+        desk = Desk(self.board, deadlines, context.committer, self._receipts, metrics)
         self._office = Office(
             store=store,
             bus=context.bus,
@@ -60,7 +61,6 @@ class Coordinator(Actor):
         self._endings = Endings(self._office)
         self._operators = Operators(self._office)
         self._sweeper = Sweeper(self._office, metrics, reconcile_s=config.reconcile_interval_seconds)
-        self._feed.on_deadline = self._sweeper.deadline_passed
         events = context.settings.events
         journal = JournalSpec(
             subjects.EVENT_STREAM,
@@ -69,7 +69,16 @@ class Coordinator(Actor):
             max_bytes=events.max_bytes,
             replicas=events.replicas,
         )
-        self._publisher = Publisher(self._office, journal, metrics, name=clock.token())
+        self._publisher = Publisher(
+            source(clock),
+            store,
+            context.bus,
+            clock,
+            self._feed,
+            journal,
+            published=metrics.counter("if_coordinator_events_published_total"),
+            lag=metrics.gauge("if_coordinator_event_lag_seconds"),
+        )
 
     async def start(self) -> None:
         await self._feed.load()
@@ -83,7 +92,7 @@ class Coordinator(Actor):
         self._waiters.close()
         await super().stop()
         await self._receipts.stop()
-        await self._office.stop()
+        await self._feed.stop()
 
     def draining(self) -> None:
         self._waiters.close()
@@ -98,6 +107,9 @@ class Coordinator(Actor):
 
     def _gone(self, session: str, lease: int) -> None:
         self._sweeper.session_gone(session, lease)
+
+    def _deadline_passed(self, task_id: str) -> None:
+        self._sweeper.deadline_passed(task_id)
 
     async def _report(self) -> None:
         """Never returns: brings the gauges up to date."""

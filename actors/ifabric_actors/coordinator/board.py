@@ -51,8 +51,6 @@ class Board:
         self._on_gone = on_gone
         #: what this daemon is committing right now, as bytes and as a record: its echo from the watch need not be read
         self.expected: dict[str, tuple[bytes, Task]] = {}
-        #: everything at or below this revision is known
-        self.revision = 0
         self.tasks: SortedDict[str, Stored] = SortedDict()
         self.sessions: dict[str, Seat] = {}
         self.counts: dict[State, int] = dict.fromkeys(STATES, 0)

@@ -133,7 +133,7 @@ class Claims:
             elif not settled:  # claims under way may leave a task, and one of them may be a duplicate of this request
                 settled = True
                 await self._desk.turns_over()
-                await self._office.settle()
+                await self._office.feed.settle()
                 replay = await self._desk.look(caller, message, ())
                 if replay is not None:
                     return await self._replayed(replay)

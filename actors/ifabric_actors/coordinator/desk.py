@@ -12,14 +12,13 @@ decided on it is not spoken until the keys it depends on, and the request's rece
 from __future__ import annotations
 
 import asyncio
-import itertools
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import msgspec
 
 from ifabric.actor.base import Caller
-from ifabric.clock import Clock
+from ifabric.actor.receipts import Receipts, receipt_key, replayed
 from ifabric.errors import FabricError, Overloaded
 from ifabric.metrics import Metrics
 from ifabric.store.base import KV, Compare, Delete, Get, Got, Put, TxnRefused, absent, unchanged
@@ -27,7 +26,6 @@ from ifabric.store.commit import Committer, Outcome, Request
 from ifabric.wire.envelope import Mutation
 from ifabric_actors.coordinator import records
 from ifabric_actors.coordinator.board import Board
-from ifabric_actors.coordinator.receipts import ReceiptLeases
 from ifabric_actors.coordinator.records import Stored, Task
 
 #: decisions for one request before it is told that the fabric is overloaded
@@ -77,16 +75,13 @@ class Desk:
         board: Board,
         deadlines: dict[str, int],
         committer: Committer,
-        receipts: ReceiptLeases,
-        clock: Clock,
+        receipts: Receipts,
         metrics: Metrics,
     ) -> None:
         self._board = board
         self._deadlines = deadlines
         self._committer = committer
         self._receipts = receipts
-        self._clock = clock
-        self._name, self._attempts = clock.token(), itertools.count(1)
         self._turns: dict[str, asyncio.Future[None]] = {}
         self._cas_failures = metrics.counter("if_coordinator_cas_failures_total")
 
@@ -215,13 +210,8 @@ class Desk:
         receipt = None
         if message.request_id is not None:
             kept = plan.reply if plan.kept is None else plan.kept
-            key = records.receipt_key(caller.session, message.request_id)
-            receipt = Put(
-                key,
-                records.receipt(message, kept, f"{self._name}.{next(self._attempts)}"),
-                await self._receipts.current(),
-            )
-            compares.append(absent(key))
+            receipt = self._receipts.put(caller.session, message, kept, await self._receipts.current())
+            compares.append(absent(receipt.key))
             then.append(receipt)
         witness = receipt or next((op for op in then if type(op) is Put), None)
         then += plan.reads
@@ -232,7 +222,7 @@ class Desk:
         gets = [Get(records.task_key(task_id)) for task_id in task_ids]
         gets.append(Get(records.session_key(caller.session)))
         if message.request_id is not None:
-            gets.append(Get(records.receipt_key(caller.session, message.request_id)))
+            gets.append(Get(receipt_key(caller.session, message.request_id)))
         return tuple(gets)
 
     def _take_in(self, writes: tuple[Write, ...], outcome: Outcome) -> None:
@@ -272,5 +262,5 @@ class Desk:
                 else:
                     self._deadlines[task_id] = kv.lease
             elif kv is not None and message is not None:
-                replay = Replayed(records.replayed(kv, message))
+                replay = Replayed(replayed(kv, message))
         return replay

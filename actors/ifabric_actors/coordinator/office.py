@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import msgspec
 
 from ifabric.actor.base import Caller
+from ifabric.actor.feed import Feed
 from ifabric.bus.base import Bus
-from ifabric.cancellation import cancel_and_wait
 from ifabric.clock import Clock
 from ifabric.errors import SessionLost, UnknownTask
 from ifabric.store.base import Store
@@ -18,10 +17,7 @@ from ifabric.wire.coordinator import TaskSpec
 from ifabric_actors.coordinator import records
 from ifabric_actors.coordinator.board import Board
 from ifabric_actors.coordinator.desk import Committed, Desk, Replayed
-from ifabric_actors.coordinator.feed import Feed
 from ifabric_actors.coordinator.records import Seat, Stored, Task
-
-CATCH_UP_S = 2.0
 
 
 @dataclass(kw_only=True)
@@ -38,7 +34,6 @@ class Office:
     ttl_s: int
     #: task -> lease of the claim's own deadline, while that lives
     deadlines: dict[str, int]
-    _catching_up: asyncio.Task[None] | None = field(default=None, init=False)
 
     async def seat(self, caller: Caller) -> Seat:
         """The caller's session. Raises `SessionLost` once etcd has confirmed it."""
@@ -58,24 +53,12 @@ class Office:
             raise UnknownTask(f"there is no task {task_id}", task=task_id)
         return stored
 
-    async def settle(self) -> None:
-        """Returns when the board knows all that was committed before the call; calls that overlap share the work."""
-        if self._catching_up is not None:
-            await asyncio.wait({self._catching_up})  # it may have begun before us: the next one has not
-        if self._catching_up is None or self._catching_up.done():
-            self._catching_up = asyncio.create_task(self.feed.catch_up(CATCH_UP_S), name="catch up")
-        await asyncio.shield(self._catching_up)
-
     async def payload(self, task: Task) -> bytes:
         """The task's payload as JSON; b"" when it has none."""
         if not task.payload:
             return b""
         kv = await self.store.get(records.PAYLOADS + task.spec.id.encode())
         return kv.value if kv is not None else b""
-
-    async def stop(self) -> None:
-        if self._catching_up is not None:
-            await cancel_and_wait(self._catching_up)
 
 
 def with_payload(task: Task, payload: bytes) -> TaskSpec:

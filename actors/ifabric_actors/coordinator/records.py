@@ -3,7 +3,6 @@
     tasks/<task>                     the task's record: one key a task, so that counting them counts tasks
     payloads/<task>  results/<task>  what was submitted with it, and what came of it (JSON)
     sessions/<session>               a live session; hangs on the session's lease and dies with it
-    receipts/<session>/<request_id>  the first answer to a request; hangs on a lease of the daemon that gave it
     deadlines/<task>                 a claim with a time limit of its own; hangs on a lease of that length
 
 Values are JSON, for `etcdctl get` to show. The record of a task says who did the last thing to it, under which fence
@@ -13,17 +12,16 @@ and with which request id: it is the truth that events and audit are made from.
 from __future__ import annotations
 
 import hashlib
-from typing import Any, NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar
 
 import msgspec
 
-from ifabric.errors import Conflict, Internal
+from ifabric.errors import Internal
 from ifabric.store.base import KV, Compare, unchanged
 from ifabric.wire.coordinator import State, TaskSpec
-from ifabric.wire.envelope import Request
 
 TASKS, PAYLOADS, RESULTS = b"tasks/", b"payloads/", b"results/"
-SESSIONS, RECEIPTS, DEADLINES = b"sessions/", b"receipts/", b"deadlines/"
+SESSIONS, DEADLINES = b"sessions/", b"deadlines/"
 PUBLISHER_KEY = b"fabric/event-publisher"
 
 #: lines of history that a record keeps
@@ -75,18 +73,6 @@ class Session(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc=
     at: int = 0
 
 
-class Receipt(msgspec.Struct, frozen=True, kw_only=True):
-    """The first answer to a request: what was asked (a digest), what was said, and by which attempt.
-
-    Another daemon that carries the same request out would say the same in the same words; only `by` tells whose it is.
-    """
-
-    by: str = ""
-    verb: str
-    digest: str
-    reply: msgspec.Raw
-
-
 class Stored(NamedTuple):
     """A task as the daemon knows it, and at which modification."""
 
@@ -108,7 +94,6 @@ T = TypeVar("T", bound=msgspec.Struct)
 encode = msgspec.json.Encoder().encode
 _tasks = msgspec.json.Decoder(Task)
 _sessions = msgspec.json.Decoder(Session)
-_receipts = msgspec.json.Decoder(Receipt)
 
 
 def _read(decoder: msgspec.json.Decoder[T], kv: KV) -> T:
@@ -146,33 +131,6 @@ def deadline_key(task: str) -> bytes:
     return DEADLINES + task.encode()
 
 
-def receipt_key(session: str, request_id: str) -> bytes:
-    return b"%s%s/%s" % (RECEIPTS, session.encode(), request_id.encode())
-
-
-def digest(message: Request) -> str:
-    """Tells a request's body from another's: the id of the request is the same in both anyway."""
-    return hashlib.blake2b(encode(message), digest_size=8).hexdigest()
-
-
 def body_digest(spec: TaskSpec) -> str:
     """Tells a task's body from another's, whatever the order of the payload's keys."""
     return hashlib.sha256(msgspec.json.encode(spec, order="deterministic")).hexdigest()[:32]
-
-
-def receipt(message: Request, reply: Any, by: str) -> bytes:
-    """A `Receipt` as stored."""
-    return b'{"by":"%b","verb":"%b","digest":"%b","reply":%b}' % (
-        by.encode(),
-        message.verb.encode(),
-        digest(message).encode(),
-        encode(reply),
-    )
-
-
-def replayed(kv: KV, message: Request) -> msgspec.Raw:
-    """The first answer to this request. `Conflict` when the same id asked for something else."""
-    first = _read(_receipts, kv)
-    if first.verb != message.verb or first.digest != digest(message):
-        raise Conflict(f"request id was used before, for another {first.verb}", verb=first.verb)
-    return first.reply

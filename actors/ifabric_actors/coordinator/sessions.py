@@ -122,7 +122,7 @@ class Sessions:
         event = wire.TaskEvent(
             event="renew_lost",
             at=rfc3339(self._clock.wall_ms()),
-            revision=self._board.revision,
+            revision=self._office.feed.revision,
             task=held.task,
             state=known.task.state,
             session=session,
@@ -141,7 +141,7 @@ class Sessions:
             key = records.session_key(caller.session)
             others: tuple[Delete, ...] = ()
             if seat is not None:
-                await self._office.settle()
+                await self._office.feed.settle()
                 held = sorted(self._board.held.get(caller.session, ()))
                 gone += [task_id for task_id in held if await self._give_back(caller.session, seat, task_id)]
                 condition, others = leased(key, seat.lease), (Delete(key),)

@@ -107,7 +107,7 @@ class Submissions:
         )
 
     async def list(self, message: wire.List, caller: Caller) -> wire.ListReply:
-        await self._office.settle()
+        await self._office.feed.settle()
         found, more = self._board.page(message.state, message.after, message.limit)
         lines = tuple(
             wire.TaskLine(
