@@ -4,9 +4,9 @@ A mirror of etcd, fed by the watch and by the daemon's own commits; it can be th
 moment behind, so nothing is granted on its word alone (the commit compares) and nothing refused on it without a look
 at etcd. Pure bookkeeping: no waiting.
 
-Pending tasks are kept in one sorted list for each *demand* (what they need and want). A session is offered the best
-head among the demands it can meet: highest priority first, then most wishes met, then oldest. With few demands, which
-is the rule, that is a handful of comparisons however many tasks are pending.
+Pending tasks are kept on `shelves`, one for each *demand*: what they need and want, and which labels they have. A
+session is offered the best of those that it can take (`governor.matching` says which): highest priority first, then
+the one it suits best, then oldest.
 """
 
 from __future__ import annotations
@@ -15,20 +15,18 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
-from sortedcontainers import SortedDict, SortedKeyList
+from sortedcontainers import SortedDict
 
-from ifabric.wire.coordinator import STATES, State
+from ifabric.errors import BreakerOpen, CapabilityMissing
+from ifabric.wire.coordinator import STATES, State, TaskSpec
 from ifabric_actors.coordinator.records import Seat, Stored, Task
+from ifabric_actors.coordinator.shelves import Pick, Shelves, bare_shelves, demand_of
+from ifabric_actors.governor import matching
+from ifabric_actors.governor.matching import Demand, Obstacles, Offer
+from ifabric_actors.governor.outages import Outages
 
 #: deletions remembered, so that a late read cannot bring a key back
 GRAVES_MAX = 10_000
-
-
-class Demand(NamedTuple):
-    """What a group of pending tasks asks of a session."""
-
-    needs: frozenset[str]
-    wants: frozenset[str]
 
 
 class Change(NamedTuple):
@@ -39,16 +37,22 @@ class Change(NamedTuple):
     after: Stored | None
 
 
-def _rank(entry: tuple[int, int, int, str]) -> tuple[int, int, int]:
-    return entry[:3]
-
-
 class Board:
     """Tasks, sessions and the indexes between them. `on_change` and `on_gone` are told what changed."""
 
-    def __init__(self, on_change: Callable[[Change], None], on_gone: Callable[[str, int], None]) -> None:
+    def __init__(
+        self,
+        on_change: Callable[[Change], None],
+        on_gone: Callable[[str, int], None],
+        shelves: Shelves | None = None,
+        outages: Outages | None = None,
+    ) -> None:
         self._on_change = on_change
         self._on_gone = on_gone
+        #: told what may have become possible to take, and how many tasks of it there are
+        self.on_offer: Callable[[Demand, int], None] = lambda _demand, _tasks: None
+        self.shelves = bare_shelves() if shelves is None else shelves
+        self._outages = Outages() if outages is None else outages
         #: what this daemon is committing right now, as bytes and as a record: its echo from the watch need not be read
         self.expected: dict[str, tuple[bytes, Task]] = {}
         self.tasks: SortedDict[str, Stored] = SortedDict()
@@ -56,7 +60,6 @@ class Board:
         self.counts: dict[State, int] = dict.fromkeys(STATES, 0)
         self.held: defaultdict[str, set[str]] = defaultdict(set)
         self.dependents: defaultdict[str, set[str]] = defaultdict(set)
-        self._pending: dict[Demand, SortedKeyList[tuple[int, int, int, str]]] = {}
         self._reserved: set[str] = set()
         self._graves: dict[str, int] = {}
 
@@ -74,6 +77,8 @@ class Board:
         self.tasks[task_id] = stored
         self._link(task_id, stored)
         self._on_change(Change(task_id, before, stored))
+        if stored.task.state == "pending":
+            self.on_offer(demand_of(stored.task.spec), 1)
         return True
 
     def forget(self, task_id: str, revision: int) -> None:
@@ -105,6 +110,31 @@ class Board:
         self._bury("session " + session, revision)
         self._on_gone(session, known.lease)
 
+    def breaker(self, name: str, record: bytes | None) -> None:
+        """A breaker's record is this now, or gone."""
+        changed = self._outages.forget(name) if record is None else self._outages.record(name, record)
+        if changed:
+            self._weather_changed()
+
+    @property
+    def breakers(self) -> frozenset[str]:
+        """Those that are not closed."""
+        return self._outages.weather.unwell
+
+    def at(self, now_ms: int) -> None:
+        """It is that late: a breaker's time may have come."""
+        if self._outages.at(now_ms):
+            self._weather_changed()
+
+    @property
+    def probe_due_in_s(self) -> float | None:
+        """When a breaker will let a probe through, and tasks that need it may be taken."""
+        return self._outages.due_in_s
+
+    def _weather_changed(self) -> None:
+        for demand in self.shelves.in_weather(self._outages.weather):
+            self.on_offer(demand, self.shelves.waiting(demand))
+
     def _bury(self, name: str, revision: int) -> None:
         self._graves[name] = revision
         if len(self._graves) > GRAVES_MAX:
@@ -112,34 +142,46 @@ class Board:
 
     # -- questions ----------------------------------------------------------------------------------------------------
 
-    def best(
-        self, capabilities: frozenset[str], *, spread: int = 1, pick: Callable[[int], int] | None = None
-    ) -> str | None:
-        """The pending task to offer a session with these capabilities; None when there is none.
+    def best(self, offer: Offer, *, spread: int = 1, pick: Callable[[int], int] | None = None) -> Pick | None:
+        """The pending task to offer a session that can do this; None when there is none.
 
         `spread` > 1 takes one at random (`pick(n)` gives an index below n) of that many of the same priority, where
         daemons collide.
         """
-        best: tuple[int, float, int, int] | None = None
-        best_list: SortedKeyList[tuple[int, int, int, str]] | None = None
-        for demand, entries in self._pending.items():
-            if demand.needs <= capabilities:
-                low_priority, created, order, _ = entries[0]
-                met = -len(demand.wants & capabilities) / len(demand.wants) if demand.wants else 0.0
-                rank = (low_priority, met, created, order)
-                if best is None or rank < best:
-                    best, best_list = rank, entries
-        if best_list is None:
-            return None
-        if spread > 1 and pick is not None:
-            peers = best_list.bisect_key_right((best_list[0][0], 2**63, 0))
-            return str(best_list[pick(min(spread, peers))][3])
-        return str(best_list[0][3])
+        return self.shelves.best(offer, spread, pick)
 
-    def missing(self, capabilities: frozenset[str]) -> list[str]:
-        """The fewest capabilities that would open a pending task to the session; [] when nothing is pending."""
-        lacks = [demand.needs - capabilities for demand in self._pending]
-        return min((sorted(lack) for lack in lacks), key=len, default=[])
+    def obstacles(self, offer: Offer) -> Obstacles | None:
+        """Why no pending task can be offered to such a session; None when none is pending (or one can be)."""
+        return self.shelves.obstacles(offer)
+
+    def takes(self, offer: Offer, demand: Demand) -> bool:
+        """Whether a task of that demand would be offered to such a session."""
+        return matching.takes(demand, offer, self._outages.weather, self.shelves.terms)
+
+    def refuse(self, spec: TaskSpec, session: str, offer: Offer) -> None:
+        """Raises `CapabilityMissing` or `BreakerOpen` unless all that must be, is."""
+        weighed = matching.weigh(demand_of(spec), offer, self._outages.weather, self.shelves.terms)
+        if weighed.missing or weighed.accepts:
+            causes = []
+            if weighed.missing:
+                causes.append(f"it needs {', '.join(weighed.missing)}, which session {session} does not have")
+            if weighed.accepts:
+                causes.append(f"session {session} accepts only {', '.join(weighed.accepts)}")
+            facts = {"labels": list(weighed.accepts)} if weighed.accepts else {}
+            raise CapabilityMissing(
+                f"task {spec.id} cannot be taken: {'; '.join(causes)}",
+                task=spec.id,
+                missing=list(weighed.missing),
+                **facts,
+            )
+        if weighed.blocked:
+            name = weighed.blocked[0]
+            raise BreakerOpen(
+                f"task {spec.id} needs {name}, whose breaker lets no call through now; nothing was claimed",
+                breaker=name,
+                probe_in_s=self._outages.probe_in_s(name),
+                task=spec.id,
+            )
 
     @property
     def pending(self) -> int:
@@ -192,7 +234,7 @@ class Board:
             return False
         known = self.tasks.get(task_id)
         if known is not None and known.task.state == "pending":
-            self._shelve(task_id, known, put=False)
+            self.shelves.take(task_id, known)
         self._reserved.add(task_id)
         return True
 
@@ -202,7 +244,8 @@ class Board:
         self._reserved.remove(task_id)
         known = self.tasks.get(task_id)
         if known is not None and known.task.state == "pending":
-            self._shelve(task_id, known, put=True)
+            self.shelves.put(task_id, known)
+            self.on_offer(demand_of(known.task.spec), 1)
 
     # -- the indexes -------------------------------------------------------------------------------------------------
 
@@ -212,7 +255,7 @@ class Board:
         if task.state == "claimed":
             self.held[task.session].add(task_id)
         elif task.state == "pending" and task_id not in self._reserved:
-            self._shelve(task_id, stored, put=True)
+            self.shelves.put(task_id, stored)
         for other in task.spec.depends_on:
             self.dependents[other].add(task_id)
 
@@ -222,24 +265,9 @@ class Board:
         if task.state == "claimed":
             _discard(self.held, task.session, task_id)
         elif task.state == "pending" and task_id not in self._reserved:
-            self._shelve(task_id, stored, put=False)
+            self.shelves.take(task_id, stored)
         for other in task.spec.depends_on:
             _discard(self.dependents, other, task_id)
-
-    def _shelve(self, task_id: str, stored: Stored, *, put: bool) -> None:
-        spec = stored.task.spec
-        demand = Demand(frozenset(spec.needs), frozenset(spec.wants))
-        entry = (-spec.priority, stored.create_revision, stored.task.order, task_id)
-        entries = self._pending.get(demand)
-        if put:
-            if entries is None:
-                entries = self._pending[demand] = SortedKeyList(key=_rank)
-            entries.add(entry)
-        else:
-            assert entries is not None, "a pending task is on its shelf"
-            entries.remove(entry)
-            if not entries:
-                del self._pending[demand]
 
 
 def _discard(index: defaultdict[str, set[str]], key: str, member: str) -> None:

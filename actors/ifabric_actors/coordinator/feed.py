@@ -1,4 +1,6 @@
-"""How the board learns from etcd: a taker for tasks, one for sessions, one for the deadlines of claims."""
+"""How the board learns from etcd: a taker for tasks, one for sessions, one for the deadlines of claims, one for the
+governor's breakers (a task that needs what fails is not given out).
+"""
 
 from __future__ import annotations
 
@@ -9,8 +11,9 @@ from ifabric.store.base import KV, Store
 from ifabric_actors.coordinator import records
 from ifabric_actors.coordinator.board import Board
 from ifabric_actors.coordinator.records import Stored, Task
+from ifabric_actors.governor.records import BREAKERS, breaker_key
 
-WATCHED = (records.TASKS, records.SESSIONS, records.DEADLINES)
+WATCHED = (records.TASKS, records.SESSIONS, records.DEADLINES, BREAKERS)
 
 
 class Tasks:
@@ -76,11 +79,28 @@ class Deadlines:
         return map(records.deadline_key, self._deadlines)
 
 
+class Breakers:
+    """Breakers that are not closed, into the board."""
+
+    def __init__(self, board: Board) -> None:
+        self._board = board
+
+    def take(self, kv: KV) -> None:
+        self._board.breaker(kv.key[len(BREAKERS) :].decode(), kv.value)
+
+    def gone(self, key: bytes, revision: int) -> None:
+        self._board.breaker(key[len(BREAKERS) :].decode(), None)
+
+    def known(self) -> Iterable[bytes]:
+        return map(breaker_key, self._board.breakers)
+
+
 def feed_of(store: Store, board: Board, deadlines: dict[str, int], passed: Callable[[str], None]) -> Feed:
     """The coordinator's feed. `passed` is told of the task of a claim whose own deadline has gone."""
     takers: dict[bytes, Taker] = {
         records.TASKS: Tasks(board),
         records.SESSIONS: Sessions(board),
         records.DEADLINES: Deadlines(deadlines, passed),
+        BREAKERS: Breakers(board),
     }
     return Feed(store, WATCHED, takers)

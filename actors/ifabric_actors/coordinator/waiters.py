@@ -8,16 +8,18 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
+from collections.abc import Callable
 from typing import NamedTuple
 
 from ifabric.errors import Overloaded, Unavailable
+from ifabric_actors.governor.matching import Demand, Offer
 
 
 class Waiter(NamedTuple):
     """A place in the queue."""
 
     number: int
-    capabilities: frozenset[str]
+    offer: Offer
     woken: asyncio.Future[None]
 
 
@@ -28,13 +30,13 @@ class Waiters:
         self._most = most
         self._count = 0
         self._numbers = 0
-        self._groups: dict[frozenset[str], OrderedDict[int, Waiter]] = {}
+        self._groups: dict[Offer, OrderedDict[int, Waiter]] = {}
         self._closed = False
 
     def __len__(self) -> int:
         return self._count
 
-    def park(self, capabilities: frozenset[str]) -> Waiter:
+    def park(self, offer: Offer) -> Waiter:
         """A place in the queue; `woken` is done when a task may be there. Raises `Overloaded`, `Unavailable` when
         draining.
         """
@@ -43,31 +45,34 @@ class Waiters:
         if self._count >= self._most:
             raise Overloaded(what="waiting sessions", waiters_max=self._most)
         self._numbers += 1
-        waiter = Waiter(self._numbers, capabilities, asyncio.get_running_loop().create_future())
-        self._groups.setdefault(capabilities, OrderedDict())[waiter.number] = waiter
+        waiter = Waiter(self._numbers, offer, asyncio.get_running_loop().create_future())
+        self._groups.setdefault(offer, OrderedDict())[waiter.number] = waiter
         self._count += 1
         return waiter
 
     def leave(self, waiter: Waiter) -> None:
         """Gives the place up; harmless when it was woken."""
-        group = self._groups.get(waiter.capabilities)
+        group = self._groups.get(waiter.offer)
         if group is not None and group.pop(waiter.number, None) is not None:
             self._count -= 1
             if not group:
-                del self._groups[waiter.capabilities]
+                del self._groups[waiter.offer]
 
-    def wake(self, needs: frozenset[str]) -> None:
-        """A task with these needs is pending: wakes the session that has waited longest for one like it."""
+    def offer(self, demand: Demand, takes: Callable[[Offer, Demand], bool]) -> bool:
+        """Such a task is to be given out: wakes the session that has waited longest of those that would take it. False
+        when there is none.
+        """
         oldest: Waiter | None = None
-        for capabilities, group in self._groups.items():
-            if needs <= capabilities:
-                first = next(iter(group.values()))
-                if oldest is None or first.number < oldest.number:
-                    oldest = first
-        if oldest is not None:
-            self.leave(oldest)
-            if not oldest.woken.done():
-                oldest.woken.set_result(None)
+        for offer, group in self._groups.items():
+            first = next(iter(group.values()))
+            if (oldest is None or first.number < oldest.number) and takes(offer, demand):
+                oldest = first
+        if oldest is None:
+            return False
+        self.leave(oldest)
+        if not oldest.woken.done():
+            oldest.woken.set_result(None)
+        return True
 
     def close(self) -> None:
         """Nobody waits any more: everyone is told that the daemon is stopping."""
