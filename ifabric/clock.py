@@ -1,8 +1,9 @@
 """Time and chance, as parameters.
 
 The only module that imports `time` and `random`: everything else is handed a `Clock`, so that a test can move time by
-hand (patching the loop's clock does not work on uvloop). Durations are measured on the monotonic clock; wall time is
-for people to read and never decides anything.
+hand (patching the loop's clock does not work on uvloop). Durations are measured on the monotonic clock. Wall time is for
+people to read, and for the few moments that daemons have to share (the end of a hold, a breaker's next probe, the day
+that a budget is for): there, clocks that differ cost patience, and neither money nor a claim.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ class Clock(Protocol):
         """Seconds since an arbitrary moment; never goes back."""
 
     def wall_ms(self) -> int:
-        """Milliseconds since the epoch, UTC; for people to read."""
+        """Milliseconds since the epoch, UTC; for people to read, and for moments that daemons share."""
 
     async def sleep(self, seconds: float) -> None:
         """Returns after that many seconds of this clock."""

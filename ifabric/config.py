@@ -83,6 +83,7 @@ class Budget(Section, frozen=True, kw_only=True):
     cost_tracking_interval: Positive = 60.0
     hold_ttl_seconds: Annotated[int, Meta(ge=1, le=86_400)] = 900
     ended_hold_ttl_seconds: Annotated[int, Meta(ge=60, le=90 * 86_400)] = 7 * 86_400
+    account_ttl_seconds: Annotated[int, Meta(ge=86_400)] = 90 * 86_400
 
     def __post_init__(self) -> None:
         usd = self.default_session_budget

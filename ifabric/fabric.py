@@ -17,7 +17,7 @@ from ifabric.actor.runner import Runner
 from ifabric.bus.nats import Nats, NatsSettings
 from ifabric.cancellation import cancel_and_wait
 from ifabric.clock import Clock, SystemClock
-from ifabric.config import Config
+from ifabric.config import Config, MetricsPort
 from ifabric.embedded import Server, StateLock, embedded_etcd, embedded_nats, writing
 from ifabric.errors import FabricError, Unreachable
 from ifabric.http.health import Snapshot
@@ -52,7 +52,7 @@ class Fabric:
         self._parts = Parts()
         self._pulse = Pulse(clock)
         self._vitals = Vitals(self._etcd, clock)
-        self._http = HttpServer(config.http, config.coordinator.metrics, self, self._metrics)
+        self._http = HttpServer(config.http, _metrics_ports(config), self, self._metrics)
         self._metrics.before_render.append(self._read_connections)
         self._found = endpoints.Endpoints(
             nats=",".join(nats_urls), etcd=etcd_urls, http="", pid=os.getpid(), version=__version__
@@ -265,6 +265,12 @@ def _leaves(tree: dict[str, Any]) -> list[dict[str, Any]]:
     for child in tree["children"]:
         found += _leaves(child) if "children" in child else [child]
     return found
+
+
+def _metrics_ports(config: Config) -> dict[str, MetricsPort]:
+    """Where each component that runs here is scraped, all with the same metrics."""
+    governor = {"governor": config.governor.metrics} if "governor" in config.actors else {}
+    return {"coordinator": config.coordinator.metrics, **governor}
 
 
 def _etcd_settings(config: Config, urls: tuple[str, ...]) -> EtcdSettings:

@@ -71,7 +71,7 @@ METRICS: tuple[Metric, ...] = (
                    for outcome in ("done", "short")),
     ),
     Metric("if_governor_posting_seconds", "histogram", "From asking for money to etcd's word on it."),
-    Metric("if_governor_postings_per_commit", "histogram", "Postings that went in one transaction.", buckets=BATCH),
+    Metric("if_governor_posting_batch_size", "histogram", "Postings that went in one transaction.", buckets=BATCH),
     Metric("if_governor_posting_races_total", "counter", "Transactions that found an account changed and were decided again."),
     Metric("if_governor_charged_micro_usd_total", "counter", "Micro-USD charged by this daemon, by purpose.", ("purpose",),
            born=(("work",), ("coordination",))),

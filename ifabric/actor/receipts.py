@@ -4,7 +4,7 @@
 
 A retry finds it, on any daemon, and is told the same. A receipt is kept for a while, then etcd forgets it by itself.
 One lease serves many receipts, but not too many: a lease that ends deletes all its keys in one step of etcd's, so a
-lease is retired after `RECEIPTS_MAX` receipts or a minute. A receipt lives at least `keep_s` seconds, at most twice
+lease is retired after `KEYS_MAX` receipts or a minute. A receipt lives at least `keep_s` seconds, at most twice
 that.
 """
 
@@ -25,7 +25,7 @@ from ifabric.wire.envelope import Mutation, Request, encode
 
 RECEIPTS = b"receipts/"
 
-RECEIPTS_MAX = 2_000
+KEYS_MAX = 2_000
 RETIRE_S = 60.0
 
 
@@ -64,8 +64,8 @@ def replayed(kv: KV, message: Request) -> msgspec.Raw:
     return first.reply
 
 
-class Receipts:
-    """Writes one daemon's receipts; `current` costs nothing but once in `RECEIPTS_MAX` calls."""
+class Leases:
+    """Leases to hang keys on that are to be forgotten some day; `current` costs nothing but once in `KEYS_MAX` calls."""
 
     def __init__(self, store: Store, clock: Clock, *, keep_s: int) -> None:
         self._store = store
@@ -75,7 +75,6 @@ class Receipts:
         self._granted_at = 0.0
         self._left = 0
         self._granting: asyncio.Task[int] | None = None
-        self._name, self._attempts = clock.token(), itertools.count(1)
 
     async def current(self) -> int:
         """A lease with at least `keep_s` seconds to live. Raises `Unavailable`."""
@@ -95,8 +94,24 @@ class Receipts:
     async def _grant(self) -> int:
         asked = self._clock.monotonic()
         self._lease = await self._store.grant(2 * self._keep_s)
-        self._granted_at, self._left = asked, RECEIPTS_MAX
+        self._granted_at, self._left = asked, KEYS_MAX
         return self._lease
+
+    async def stop(self) -> None:
+        if self._granting is not None:
+            await cancel_and_wait(self._granting)
+
+    def retire(self) -> None:
+        """The current lease is not to be used any more."""
+        self._left = 0
+
+
+class Receipts(Leases):
+    """Writes one daemon's receipts."""
+
+    def __init__(self, store: Store, clock: Clock, *, keep_s: int) -> None:
+        super().__init__(store, clock, keep_s=keep_s)
+        self._name, self._attempts = clock.token(), itertools.count(1)
 
     def put(self, session: str, message: Mutation, kept: Any, lease: int) -> Put:
         """A receipt, unlike any other: it tells whose attempt went through. `kept` is what it keeps of the answer."""
@@ -109,11 +124,3 @@ class Receipts:
             encode(kept),
         )
         return Put(receipt_key(session, message.request_id), value, lease)
-
-    async def stop(self) -> None:
-        if self._granting is not None:
-            await cancel_and_wait(self._granting)
-
-    def retire(self) -> None:
-        """The current lease is not to be used any more."""
-        self._left = 0

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import uvicorn
 from msgspec.json import encode
@@ -29,11 +29,13 @@ JSON = "application/json"
 
 
 class HttpServer:
-    """Serves health and metrics; with `metrics.port`, the metrics on a port of their own as well."""
+    """Serves health and metrics; the same metrics on each component's `metrics.port` as well. The coordinator's settings
+    are those of the HTTP port.
+    """
 
-    def __init__(self, http: Http, metrics_port: MetricsPort, status: Status, metrics: Metrics) -> None:
+    def __init__(self, http: Http, ports: Mapping[str, MetricsPort], status: Status, metrics: Metrics) -> None:
         self._http = http
-        self._metrics_port = metrics_port
+        self._ports = ports
         self._status = status
         self._metrics = metrics
         self._servers: list[tuple[_Server, asyncio.Task[None]]] = []
@@ -48,13 +50,18 @@ class HttpServer:
             Route("/health", self._health),
             Route("/healthz", self._health),
         ]
-        wanted = self._metrics_port
-        scrape = [Route(path, self._scrape) for path in {"/metrics", wanted.path}] if wanted.enabled else []
-        port = await self._listen(self._http.port, [*routes, *scrape])
+        shared = self._ports["coordinator"]
+        port = await self._listen(self._http.port, [*routes, *self._scraped(shared)])
         host = self._http.host
         self.url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-        if wanted.enabled and wanted.port is not None and wanted.port != self._http.port:
-            await self._listen(wanted.port, scrape, "coordinator.metrics.port")
+        taken = {self._http.port}
+        for component, wanted in self._ports.items():
+            if wanted.enabled and wanted.port is not None and (wanted.port == 0 or wanted.port not in taken):
+                taken.add(wanted.port)
+                await self._listen(wanted.port, self._scraped(wanted), f"{component}.metrics.port")
+
+    def _scraped(self, wanted: MetricsPort) -> list[Route]:
+        return [Route(path, self._scrape) for path in {"/metrics", wanted.path}] if wanted.enabled else []
 
     async def _listen(self, port: int, routes: list[Route], key: str = "http.port") -> int:
         host = self._http.host

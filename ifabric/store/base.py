@@ -226,3 +226,33 @@ def unchanged(key: bytes, mod_revision: int) -> Compare:
 def leased(key: bytes, lease: int) -> Compare:
     """The key exists and hangs on this lease."""
     return Compare(key, Target.LEASE, Op.EQUAL, lease)
+
+
+def fulfilled(compare: Compare, kv: KV | None) -> bool:
+    """What etcd says of a compare when this is what stands at its key."""
+    if kv is None:
+        if compare.target is Target.VALUE:
+            return False
+        kv = _NOTHING
+    fields: dict[Target, bytes | int] = {
+        Target.VALUE: kv.value,
+        Target.CREATE: kv.create_revision,
+        Target.MOD: kv.mod_revision,
+        Target.VERSION: kv.version,
+        Target.LEASE: kv.lease,
+    }
+    have = fields[compare.target]
+    want = compare.value
+    assert type(have) is type(want)
+    match compare.op:
+        case Op.EQUAL:
+            return have == want
+        case Op.NOT_EQUAL:
+            return have != want
+        case Op.GREATER:
+            return have > want  # type: ignore[operator]
+        case Op.LESS:
+            return have < want  # type: ignore[operator]
+
+
+_NOTHING = KV(b"", b"", 0, 0, 0, 0)

@@ -14,7 +14,6 @@ from ifabric.errors import StoreFull, Unavailable
 from ifabric.store.base import (
     KV,
     Batch,
-    Compare,
     Delete,
     Deleted,
     Done,
@@ -22,19 +21,17 @@ from ifabric.store.base import (
     Get,
     Got,
     Health,
-    Op,
     Put,
-    Target,
     Txn,
     TxnRefused,
     TxnResult,
+    fulfilled,
     prefix_end,
 )
 
 OPS_MAX = 128
 REQUEST_MAX_BYTES = 1_572_864
 SWEEP_S = 0.05
-_NOTHING = KV(b"", b"", 0, 0, 0, 0)
 
 
 class _Lease:
@@ -79,37 +76,11 @@ class MemoryEtcd:
 
     def _path(self, txn: Txn) -> dict[int, bool]:
         """Which branch runs, for each transaction inside: decided before anything is applied."""
-        path = {id(txn): all(self._holds(compare) for compare in txn.compares)}
+        path = {id(txn): all(fulfilled(compare, self.keys.get(compare.key)) for compare in txn.compares)}
         for op in txn.then if path[id(txn)] else txn.otherwise:
             if isinstance(op, Txn):
                 path |= self._path(op)
         return path
-
-    def _holds(self, compare: Compare) -> bool:
-        kv = self.keys.get(compare.key)
-        if kv is None:
-            if compare.target is Target.VALUE:
-                return False
-            kv = _NOTHING
-        fields: dict[Target, bytes | int] = {
-            Target.VALUE: kv.value,
-            Target.CREATE: kv.create_revision,
-            Target.MOD: kv.mod_revision,
-            Target.VERSION: kv.version,
-            Target.LEASE: kv.lease,
-        }
-        have = fields[compare.target]
-        want = compare.value
-        assert type(have) is type(want)
-        match compare.op:
-            case Op.EQUAL:
-                return have == want
-            case Op.NOT_EQUAL:
-                return have != want
-            case Op.GREATER:
-                return have > want  # type: ignore[operator]
-            case Op.LESS:
-                return have < want  # type: ignore[operator]
 
     def _check_puts(self, txn: Txn, path: dict[int, bool]) -> None:
         for op in txn.then if path[id(txn)] else txn.otherwise:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from typing import Annotated, ClassVar, Literal
 
 from msgspec import Meta, Struct
@@ -259,6 +260,8 @@ class BreakerLine(Reply, frozen=True, kw_only=True, omit_defaults=True):
 
 class BreakersReply(Reply, frozen=True, kw_only=True, omit_defaults=True):
     breakers: tuple[BreakerLine, ...]
+    #: there are more than are shown; those that are not closed come first
+    more: bool = False
 
 
 class SetBreaker(Mutation, frozen=True, kw_only=True, omit_defaults=True):
@@ -359,3 +362,8 @@ def path_of(account: str) -> tuple[str, ...]:
     """An account and all above it, from the root down."""
     names = account.split("/")
     return tuple("/".join(names[: depth + 1]) for depth in range(len(names)))
+
+
+def claim_hold(task: str, fence: int) -> str:
+    """The name of a claim's own hold: the same for the same claim, and another one for the next."""
+    return f"claim-{fence:x}-{hashlib.blake2b(task.encode(), digest_size=8).hexdigest()}"

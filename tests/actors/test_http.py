@@ -53,10 +53,18 @@ class Told:
 class Served:
     """A server, its status and its metrics."""
 
-    def __init__(self, port: int = 0, host: str = "127.0.0.1", metrics: MetricsPort = DEFAULT) -> None:
+    def __init__(
+        self,
+        port: int = 0,
+        host: str = "127.0.0.1",
+        metrics: MetricsPort = DEFAULT,
+        governor: MetricsPort = DEFAULT,
+    ) -> None:
         self.told = Told()
         self.metrics = Metrics()
-        self.server = HttpServer(Http(host=host, port=port), metrics, self.told, self.metrics)
+        self.server = HttpServer(
+            Http(host=host, port=port), {"coordinator": metrics, "governor": governor}, self.told, self.metrics
+        )
 
     async def __aenter__(self) -> Self:
         await self.server.start()
@@ -152,6 +160,19 @@ async def test_metrics_can_have_a_port_of_their_own_and_nothing_else_is_on_it() 
         own = f"http://127.0.0.1:{port}"
         codes = [(await served.ask(path, url=url)).status_code for url in (own, "") for path in ("/metrics", "/health")]
     assert codes == [200, 404, 200, 200]
+
+
+async def test_each_component_can_have_a_port_for_the_same_metrics_and_one_port_may_be_both() -> None:
+    port, other = free_port(), free_port()
+    async with Served(metrics=MetricsPort(port=port), governor=MetricsPort(port=other, path="/gov")) as served:
+        for path in ("/metrics", "/gov"):
+            assert (await served.ask(path, url=f"http://127.0.0.1:{other}")).status_code == 200
+        assert (await served.ask("/gov", url=f"http://127.0.0.1:{port}")).status_code == 404
+    async with Served(metrics=MetricsPort(port=port), governor=MetricsPort(port=port)) as served:
+        assert (await served.ask("/metrics", url=f"http://127.0.0.1:{port}")).status_code == 200
+    async with Served(metrics=MetricsPort(enabled=False), governor=MetricsPort(port=other)) as served:
+        assert (await served.ask("/metrics", url=f"http://127.0.0.1:{other}")).status_code == 200
+        assert (await served.ask("/metrics")).status_code == 404
 
 
 @pytest.mark.parametrize("key", ["http.port", "coordinator.metrics.port"])

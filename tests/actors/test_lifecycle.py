@@ -6,14 +6,23 @@ import asyncio
 from typing import Any
 
 import pytest
+import structlog
 
-from ifabric.actor.base import Actor
+from ifabric.actor.base import Actor, Context
 from ifabric.actor.pulse import Pulse
+from ifabric.clock import SystemClock
+from ifabric.config import Config
+from ifabric.metrics import Metrics
+from ifabric.store.commit import Committer
 from ifabric.supervision.spec import Branch, Budget, Child, Part, Strategy
 from ifabric.supervision.supervisor import Supervisor
 from ifabric.testing import lifecycle
 from ifabric.testing.clock import VirtualClock
 from ifabric.testing.lifecycle import stress, stress_actor
+from ifabric.testing.memory_bus import MemoryBus, MemoryHub
+from ifabric.testing.memory_store import MemoryStore
+from ifabric_actors.coordinator.actor import Coordinator
+from ifabric_actors.governor.actor import Governor
 from tests.actors.fakes import Stage
 from tests.actors.probe import Probe
 
@@ -32,6 +41,32 @@ async def test_a_runner_keeps_the_contract() -> None:
 async def test_an_actor_keeps_the_contract() -> None:
     context = Stage(Probe).context
     await stress_actor(lambda: Probe(context))
+
+
+@pytest.mark.parametrize("kind", [Coordinator, Governor])
+async def test_every_resident_keeps_the_contract(kind: type[Actor]) -> None:
+    clock = SystemClock()
+    store, bus = MemoryStore(clock), MemoryBus(MemoryHub())
+    await store.connect()
+    await bus.connect()
+    metrics = Metrics()
+    committer = Committer(store, clock, metrics)
+    await committer.start()
+    settings = Config()
+    context = Context(
+        store=store,
+        bus=bus,
+        committer=committer,
+        clock=clock,
+        metrics=metrics,
+        config=settings.section(kind.component),
+        settings=settings,
+        log=structlog.get_logger(),
+    )
+    await stress_actor(lambda: kind(context), rounds=20)
+    await committer.stop()
+    await store.close()
+    await bus.close()
 
 
 async def test_a_tree_keeps_the_contract() -> None:

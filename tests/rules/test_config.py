@@ -97,14 +97,13 @@ def test_the_shipped_file_says_exactly_the_defaults() -> None:
 @pytest.mark.parametrize(("at", "struct"), list(structs()), ids=lambda v: v if isinstance(v, str) else "")
 def test_every_key_is_in_the_shipped_file_under_its_section(at: str, struct: type[msgspec.Struct]) -> None:
     lines = SHIPPED.read_text().splitlines()
-    if at:
-        section = at.rpartition(".")[2]
+    for section in at.split(".") if at else ():
         first = next(number for number, line in enumerate(lines) if line.strip().startswith(f"{section}:"))
         indent = len(lines[first]) - len(lines[first].lstrip())
         last = next(
             (n for n in range(first + 1, len(lines)) if re.match(rf" {{0,{indent}}}[#a-z]", lines[n])), len(lines)
         )
-        lines = lines[first + 1 : last]
+        lines = lines[first + 1 : last] or lines[first : first + 1]
     text = "\n".join(lines)
     for field in msgspec.structs.fields(struct):
         assert re.search(rf"^\s*(# )?.*\b{field.name}\b[:,]", text, re.MULTILINE), f"{at}.{field.name} is not mentioned"
@@ -126,10 +125,49 @@ def test_the_runbooks_file_works_as_it_is(files: Files) -> None:
     assert any("a dead agent's tasks wait up to 300 s" in warning for warning in warnings)
 
 
-@pytest.mark.parametrize("section", ["governor", "chassis"])
+@pytest.mark.parametrize("section", ["chassis"])
 def test_a_section_of_a_component_that_is_not_there_yet_is_named_so(files: Files, section: str) -> None:
     (line,) = files.refusals(f"{section}: {{budget: {{enabled: true}}}}\n")
     assert line == f"c.yaml:1: unknown key {section}: this version has no {section}; take the section out"
+
+
+RUNBOOK_GOVERNOR = """
+governor:
+  coordinator: {url: "https://coordinator.prod.infrafabric.io:8080", timeout_seconds: 5}
+  budget: {enabled: true, default_session_budget: 40.00, cost_tracking_interval: 60}
+  capabilities: {enabled: true, min_match_score: 0.7, cache_enabled: true, cache_ttl_seconds: 300, cache_max_entries: 10000}
+  circuit_breaker: {enabled: true, failure_threshold: 5, reset_timeout: 60}
+  metrics: {enabled: true, port: 9091}
+  logging: {level: INFO, format: json, output: /var/log/infrafabric/governor.log}
+"""
+
+
+def test_the_runbooks_section_of_the_governor_works_as_it_is_and_says_what_is_without_effect(files: Files) -> None:
+    config, warnings = load([files.write(RUNBOOK_GOVERNOR)], {})
+    assert config.governor.budget.default_session_micro_usd == 40_000_000
+    assert config.governor.metrics.port == 9091
+    assert [warning.split(" does nothing")[0] for warning in warnings] == ["governor.coordinator", "governor.logging"]
+
+
+@pytest.mark.parametrize(
+    ("written", "micro_usd"),
+    [("40.00", 40_000_000), ("0.1", 100_000), ("0.000001", 1), ("0", 0), ('"1234567.654321"', 1_234_567_654_321)],
+)
+def test_an_amount_is_exact_to_the_millionth(files: Files, written: str, micro_usd: int) -> None:
+    config = files.read(f"governor: {{budget: {{default_session_budget: {written}}}}}\n")
+    assert config.governor.budget.default_session_micro_usd == micro_usd
+
+
+@pytest.mark.parametrize("written", ["-1", "0.0000001", ".nan", ".inf", "9000000001", "1e30", "forty", "[1]", "true"])
+def test_what_is_no_amount_is_refused_with_its_place(files: Files, written: str) -> None:
+    (line,) = files.refusals(f"governor:\n  budget: {{default_session_budget: {written}}}\n")
+    assert line.startswith("c.yaml:2: governor.budget"), line
+
+
+def test_a_breaker_that_its_own_settings_keep_shut_is_warned_about(files: Files) -> None:
+    text = "governor: {circuit_breaker: {failure_threshold: 3, minimum_calls: 10}}\n"
+    _, warnings = load([files.write(text)], {})
+    assert any("minimum_calls is above failure_threshold" in warning for warning in warnings)
 
 
 # -- merging ---------------------------------------------------------------------------------------------------------

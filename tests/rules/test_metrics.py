@@ -47,7 +47,7 @@ def test_a_name_says_its_kind_and_its_unit(metric: Metric) -> None:
     assert not {"session", "task", "request_id", "le"} & set(metric.labels)
     assert list(metric.buckets) == sorted(set(metric.buckets))
     if metric.kind == "histogram":
-        assert metric.name.endswith(("_seconds", "_size", "_bytes"))
+        assert metric.name.endswith(("_seconds", "_size", "_bytes", "_score"))
 
 
 def test_no_name_is_there_twice() -> None:

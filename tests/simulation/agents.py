@@ -11,6 +11,7 @@ import msgspec
 from ifabric.errors import Unavailable
 from ifabric.testing.memory_bus import MemoryBus
 from ifabric.wire import subjects
+from tests.simulation.money import ORG, Purse
 from tests.simulation.network import Weather
 
 TTL_S = 3
@@ -37,6 +38,7 @@ class Call:
     verb: str
     request_id: str
     body: dict[str, Any]
+    component: str = "coordinator"
     attempts: list[Attempt] = field(default_factory=list)
 
 
@@ -66,19 +68,25 @@ class Agent:
         self._held: dict[str, int] = {}
         self._old: list[tuple[str, int]] = []
         self._mine: list[Call] = []
+        self._purse = Purse(self)
 
     # -- asking -------------------------------------------------------------------------------------------------------
 
-    def _call(self, verb: str, **body: Any) -> Call:
+    def _call(self, verb: str, component: str, body: dict[str, Any]) -> Call:
         self._requests += 1
-        call = Call(self.name, verb, f"{self.name}-{self._requests}", body)
+        call = Call(self.name, verb, f"{self.name}-{self._requests}", body, component)
         self._ledger.calls.append(call)
         self._mine.append(call)
         return call
 
-    async def ask(self, verb: str, **body: Any) -> Attempt:
+    def a_claim(self) -> tuple[str, int] | None:
+        """A claim that it believes to hold, or did."""
+        held = [*self._held.items(), *self._old[-2:]]
+        return self._chance.choice(held) if held else None
+
+    async def ask(self, verb: str, component: str = "coordinator", **body: Any) -> Attempt:
         """The answer to a new request, sent again with the same id until there is one, or patience ends."""
-        call = self._call(verb, **body)
+        call = self._call(verb, component, body)
         for _ in range(8):
             attempt = await self._send(call)
             if attempt.code not in ("", *AGAIN):
@@ -90,7 +98,7 @@ class Agent:
         attempt = Attempt(self._ledger.moment())
         call.attempts.append(attempt)
         body = dict(call.body) if call.verb == "renew" else {**call.body, "request_id": call.request_id}
-        subject = subjects.request("coordinator", call.verb, self.name)
+        subject = subjects.request(call.component, call.verb, self.name)
         asked = asyncio.ensure_future(self._bus.request(subject, msgspec.json.encode(body), timeout_s=1e6))
         timer = asyncio.ensure_future(self._clock.sleep(PATIENCE_S))
         try:
@@ -131,7 +139,7 @@ class Agent:
     async def _step(self) -> None:
         chance = self._chance.random
         if not self._seated:
-            self._seated = (await self.ask("hello", ttl_s=TTL_S)).code == "ok"
+            self._seated = (await self.ask("hello", ttl_s=TTL_S, account=ORG)).code == "ok"
             self._renewed_at = self._clock.monotonic()
             return
         if self._clock.monotonic() - self._renewed_at > TTL_S / 3:
@@ -141,6 +149,8 @@ class Agent:
                 await self._clock.sleep(self._chance.uniform(0.5, 2.5) * TTL_S)
             if chance() < 0.25:
                 await self._experiment()
+            if chance() < 0.5:
+                await self._purse.step(self._chance)
             if chance() < 0.02:
                 await self.ask("bye")
                 self._lose_everything()
@@ -161,20 +171,22 @@ class Agent:
             await self.ask("release", task=unnamed["task"], fence=unnamed["fence"])
 
     async def _take(self) -> None:
+        hold = {} if self.calm else self._purse.hold_for_claim(self._chance)
         if self._chance.random() < 0.5:
-            answer = await self.ask("claim", task=self._chance.choice(self._task_ids))
+            answer = await self.ask("claim", task=self._chance.choice(self._task_ids), **hold)
         else:
-            answer = await self.ask("next")
+            answer = await self.ask("next", **hold)
         if answer.code == "ok":
             self._held[answer.body["task"]] = answer.body["fence"]
 
     async def _finish(self, task_id: str) -> None:
         fence = self._held[task_id]
         drawn = 0.0 if self.calm else self._chance.random()
+        cost = {} if self.calm else self._purse.cost(self._chance)
         if drawn < 0.1:
-            answer = await self.ask("complete", task=task_id, fence=fence, result={"by": self.name})
+            answer = await self.ask("complete", task=task_id, fence=fence, result={"by": self.name}, **cost)
         elif drawn < 0.35:
-            answer = await self.ask("fail", task=task_id, fence=fence, error="it broke")
+            answer = await self.ask("fail", task=task_id, fence=fence, error="it broke", **cost)
         elif drawn < 0.7:
             answer = await self.ask("release", task=task_id, fence=fence)
         else:

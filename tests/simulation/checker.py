@@ -16,6 +16,7 @@ from ifabric_actors.coordinator import records
 from ifabric_actors.coordinator.records import Entry, Task
 from ifabric_actors.coordinator.rules import TRANSITIONS
 from tests.simulation.agents import AGAIN, Call
+from tests.simulation.money import broken_promises, unsettled
 
 #: what a holder does, and the line that it leaves in the task's history
 ENDINGS = {"complete": "completed", "fail": "failed", "release": "released"}
@@ -59,12 +60,12 @@ class Past:
 
 
 def settled(etcd: MemoryEtcd) -> dict[str, str]:
-    """The tasks that are neither done nor dead, and what they are."""
+    """The tasks that are neither done nor dead, the holds that nobody owns, and what they are."""
     found = {}
     for key, kv in etcd.keys.items():
         if key.startswith(records.TASKS) and (state := records.stored(kv).task.state) not in ("done", "dead"):
             found[key.decode()] = state
-    return found
+    return found | unsettled(etcd)
 
 
 def violations(calls: Sequence[Call], etcd: MemoryEtcd) -> list[str]:
@@ -78,6 +79,7 @@ def violations(calls: Sequence[Call], etcd: MemoryEtcd) -> list[str]:
         *_fences_told_out_of_order(calls),
         *_acknowledged_and_not_there(calls, past),
         *_answered_in_two_ways(calls),
+        *broken_promises(calls, etcd),
     ]
 
 

@@ -9,13 +9,17 @@ from dataclasses import dataclass
 from typing import Any
 
 from ifabric.errors import FabricError
+from ifabric.store.base import Put, Txn
 from ifabric.testing.clock import VirtualClock
 from ifabric.testing.harness import Daemon
 from ifabric.testing.memory_bus import MemoryBus
 from ifabric.testing.memory_store import MemoryEtcd
 from ifabric_actors.coordinator.actor import Coordinator
+from ifabric_actors.governor.actor import Governor
+from ifabric_actors.governor.records import Account, account_key, encode
 from tests.simulation.agents import Agent, Ledger
 from tests.simulation.checker import settled, violations
+from tests.simulation.money import LIMIT, ORG, SESSION_LIMIT
 from tests.simulation.network import SimulatedHub, SimulatedStore, Weather
 
 DAEMONS, AGENTS = 3, 5
@@ -67,7 +71,13 @@ class Host:
             await self.store.connect()
             await bus.connect()
             daemon = Daemon(
-                Coordinator, self.store, bus, sim.clock, reconcile_interval_seconds=0.7, task_claim_ttl_seconds=3
+                (Coordinator, Governor),
+                self.store,
+                bus,
+                sim.clock,
+                governor={"budget": {"default_session_budget": f"0.{SESSION_LIMIT:06}"}},
+                reconcile_interval_seconds=0.7,
+                task_claim_ttl_seconds=3,
             )
             try:
                 await daemon.start(drain_timeout_s=2.0)
@@ -80,9 +90,10 @@ class Host:
 
     async def _supervise(self, daemon: Daemon) -> None:
         """A crash that nobody ordered is the daemon's own, and a finding."""
-        assert daemon.runner is not None
-        assert daemon.runner.lost is not None
-        either: list[asyncio.Future[Any]] = [daemon.runner.lost, daemon.committer.lost]
+        either: list[asyncio.Future[Any]] = [daemon.committer.lost]
+        for runner in daemon.runners:
+            assert runner.lost is not None
+            either.append(runner.lost)
         await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
         why = next(one.result() for one in either if one.done())
         self._simulation.crashes.append(f"a daemon crashed by itself: {why}")
@@ -144,6 +155,7 @@ class Simulation:
             Agent(f"agent{n}", self.weather, bus, self.ledger, [task["id"] for task in TASKS]) for n in range(AGENTS)
         ]
         self.weather.faulty = True
+        await self._set_limit()
         submitted = await agents[0].ask("submit", tasks=TASKS)
         while submitted.code != "ok":
             submitted = await agents[0].ask("submit", tasks=TASKS)
@@ -165,6 +177,11 @@ class Simulation:
         requests = sum(len(call.attempts) for call in self.ledger.calls)
         digest = hashlib.sha256(repr(self.ledger.calls).encode()).hexdigest()
         return Verdict(self.seed, wrong, requests, self.etcd.revision, digest)
+
+    async def _set_limit(self) -> None:
+        """What an operator did before the storm."""
+        account = Account(limit=LIMIT, by="operator")
+        self.etcd.txn(Txn((), (Put(account_key(ORG), encode(account)),)))
 
     async def _calm(self, agents: list[Agent]) -> None:
         self.weather.faulty = False

@@ -45,8 +45,8 @@ def session_not_checked(patch: pytest.MonkeyPatch) -> None:
 def receipts_not_written(patch: pytest.MonkeyPatch) -> None:
     request = desk.Desk._request
 
-    async def forgetful(self: Any, caller: Any, message: Any, plan: Any) -> Any:
-        return await request(self, caller, replace(message, request_id=None), plan)
+    def forgetful(self: Any, caller: Any, message: Any, plan: Any, lease: int) -> Any:
+        return request(self, caller, replace(message, request_id=None), plan, lease)
 
     patch.setattr(desk.Desk, "_request", forgetful)
 
@@ -137,11 +137,11 @@ def completion_lost(patch: pytest.MonkeyPatch) -> None:
     """Half of the completions are acknowledged and not committed."""
     request = desk.Desk._request
 
-    async def lossy(self: Any, caller: Any, message: Any, plan: Any) -> Any:
-        made, receipt = await request(self, caller, message, plan)
+    def lossy(self: Any, caller: Any, message: Any, plan: Any, lease: int) -> Any:
+        made = request(self, caller, message, plan, lease)
         if message.verb == "complete" and int(message.request_id[-1]) % 2:
             made = made._replace(then=tuple(op for op in made.then if not _is_a_task(op)))
-        return made, receipt
+        return made
 
     patch.setattr(desk.Desk, "_request", lossy)
 

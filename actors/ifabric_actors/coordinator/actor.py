@@ -21,12 +21,15 @@ from ifabric_actors.coordinator.desk import Desk
 from ifabric_actors.coordinator.endings import Endings
 from ifabric_actors.coordinator.events import source
 from ifabric_actors.coordinator.feed import feed_of
+from ifabric_actors.coordinator.money import Purse
 from ifabric_actors.coordinator.office import Office
 from ifabric_actors.coordinator.operators import Operators
 from ifabric_actors.coordinator.sessions import Sessions
+from ifabric_actors.coordinator.shelves import shelves_of
 from ifabric_actors.coordinator.submissions import Submissions
 from ifabric_actors.coordinator.sweeper import Sweeper
 from ifabric_actors.coordinator.waiters import Waiters
+from ifabric_actors.governor.outages import Outages
 
 
 class Coordinator(Actor):
@@ -38,18 +41,26 @@ class Coordinator(Actor):
     def __init__(self, context: Context) -> None:
         super().__init__(context)
         config, metrics, clock, store = context.config, context.metrics, context.clock, context.store
-        self.board = Board(self._changed, self._gone)
+        governor = context.settings.governor
+        self.board = Board(
+            self._changed,
+            self._gone,
+            shelves_of(governor.capabilities, clock, metrics),
+            Outages(enabled=governor.circuit_breaker.enabled),
+        )
         self._receipts = Receipts(store, clock, keep_s=config.receipt_ttl_seconds)
         self._waiters = Waiters(config.waiters_max)
         deadlines: dict[str, int] = {}
         self._feed = feed_of(store, self.board, deadlines, self._deadline_passed)
-        desk = Desk(self.board, deadlines, context.committer, self._receipts, metrics)
+        self._purse = Purse(context)
+        desk = Desk(self.board, deadlines, context.committer, self._receipts, self._purse, metrics)
         self._office = Office(
             store=store,
             bus=context.bus,
             clock=clock,
             board=self.board,
             desk=desk,
+            purse=self._purse,
             feed=self._feed,
             incarnation=context.committer.incarnation,
             ttl_s=config.task_claim_ttl_seconds,
@@ -92,6 +103,7 @@ class Coordinator(Actor):
         self._waiters.close()
         await super().stop()
         await self._receipts.stop()
+        await self._purse.ended.stop()
         await self._feed.stop()
 
     def draining(self) -> None:
@@ -101,9 +113,6 @@ class Coordinator(Actor):
 
     def _changed(self, change: Change) -> None:
         self._sweeper.task_changed(change)
-        after = change.after
-        if after is not None and after.task.state == "pending" and len(self._waiters):
-            self._waiters.wake(frozenset(after.task.spec.needs))
 
     def _gone(self, session: str, lease: int) -> None:
         self._sweeper.session_gone(session, lease)

@@ -16,17 +16,22 @@ from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import msgspec
+from msgspec.structs import replace
 
 from ifabric.actor.base import Caller
 from ifabric.actor.receipts import Receipts, receipt_key, replayed
-from ifabric.errors import FabricError, Overloaded
+from ifabric.errors import CallerError, FabricError, Overloaded
 from ifabric.metrics import Metrics
 from ifabric.store.base import KV, Compare, Delete, Get, Got, Put, TxnRefused, absent, unchanged
 from ifabric.store.commit import Committer, Outcome, Request
 from ifabric.wire.envelope import Mutation
 from ifabric_actors.coordinator import records
 from ifabric_actors.coordinator.board import Board
+from ifabric_actors.coordinator.money import Paid, Payment, Purse, hold_key
 from ifabric_actors.coordinator.records import Stored, Task
+from ifabric_actors.governor.books import Books
+from ifabric_actors.governor.records import HOLDS
+from ifabric_actors.governor.teller import Draft, Posted, Posting
 
 #: decisions for one request before it is told that the fabric is overloaded
 TRIES_MAX = 32
@@ -51,6 +56,9 @@ class Plan(NamedTuple):
     reads: tuple[Get, ...] = ()
     #: what the receipt keeps of the reply (default: all of it)
     kept: Any = None
+    #: money that moves in the same transaction, for the first of the writes
+    payment: Payment | None = None
+    paid: Paid | None = None
 
 
 class Committed(NamedTuple):
@@ -76,12 +84,14 @@ class Desk:
         deadlines: dict[str, int],
         committer: Committer,
         receipts: Receipts,
+        purse: Purse,
         metrics: Metrics,
     ) -> None:
         self._board = board
         self._deadlines = deadlines
         self._committer = committer
         self._receipts = receipts
+        self._purse = purse
         self._turns: dict[str, asyncio.Future[None]] = {}
         self._cas_failures = metrics.counter("if_coordinator_cas_failures_total")
 
@@ -91,7 +101,7 @@ class Desk:
         message: Mutation,
         task_ids: tuple[str, ...],
         decide: Callable[[], Plan],
-        also: tuple[bytes, ...] = (),
+        also: Iterable[bytes] = (),
     ) -> Committed | Replayed:
         """Decides and commits until it goes through. `decide` must depend on these tasks, the caller's session and the
         keys in `also` only.
@@ -124,19 +134,25 @@ class Desk:
         message: Mutation,
         plan: Plan,
         task_ids: tuple[str, ...],
-        also: tuple[bytes, ...] = (),
+        also: Iterable[bytes] = (),
     ) -> Committed | Replayed | None:
         """One commit. None: something had changed, and the board knows it now."""
-        request, receipt = await self._request(caller, message, plan)
+        lease = await self._receipts.current() if message.request_id is not None else 0
         turn = asyncio.get_running_loop().create_future()
         for task_id in task_ids:
             self._turns[task_id] = turn
         try:
-            outcome = await self._committer.commit(request)
+            plan, outcome = await self._commit(caller, message, plan, lease)
+        except CallerError:  # the payment was refused: no wonder, when this request has been carried out before
+            replay = await self.look(caller, message, task_ids, also)
+            if replay is None:
+                raise
+            return replay
         except TxnRefused:
-            if receipt is None:
+            if not lease and plan.payment is None:
                 raise
             self._receipts.retire()  # the lease under the receipt has gone, which only a frozen daemon sees
+            self._purse.ended.retire()
             return None
         finally:
             for task_id in task_ids:
@@ -147,15 +163,36 @@ class Desk:
                 self._board.expected.pop(write.task_id, None)
         if outcome.succeeded:
             self._take_in(plan.writes, outcome)
-            reads = (
-                outcome.answers[len(request.then) - len(plan.reads) :] if outcome.answers else (None,) * len(plan.reads)
-            )
-            return Committed(plan, outcome.revision, reads)
+            reads = outcome.answers[-len(plan.reads) :] if outcome.answers else (None,) * len(plan.reads)
+            return Committed(plan, outcome.revision, reads if plan.reads else ())
         self._cas_failures.inc()
         return await self.look(caller, message, task_ids, also)
 
+    async def _commit(self, caller: Caller, message: Mutation, plan: Plan, lease: int) -> tuple[Plan, Outcome]:
+        """The plan as it was committed, or tried, and what became of it."""
+        if plan.payment is None:
+            return plan, await self._committer.commit(self._request(caller, message, plan, lease))
+
+        def make(books: Books) -> Draft:
+            whole = _paid(plan, books)
+            return Draft(self._request(caller, message, whole, lease), whole)
+
+        keys = [records.task_key(write.task_id) for write in plan.writes]
+        if message.request_id is not None:
+            keys.append(receipt_key(caller.session, message.request_id))
+        posted = await self._post(plan.payment, keys, make, caller.session)
+        if posted.outcome.succeeded:
+            self._purse.count(message.verb, posted.answer.paid)
+        return posted.answer or plan, posted.outcome
+
+    async def _post(
+        self, payment: Payment, keys: Iterable[bytes], make: Callable[[Books], Draft], owner: str
+    ) -> Posted:
+        posting = Posting(payment.accounts, payment.places, (payment.key, *keys), make, owner)
+        return await self._purse.teller.post(posting)
+
     async def look(
-        self, caller: Caller, message: Mutation, task_ids: Iterable[str], also: tuple[bytes, ...] = ()
+        self, caller: Caller, message: Mutation, task_ids: Iterable[str], also: Iterable[bytes] = ()
     ) -> Replayed | None:
         """Reads the tasks, the caller's session, the request's receipt and the keys in `also` from etcd, together with
         other requests.
@@ -172,16 +209,41 @@ class Desk:
             outcome = await self._committer.commit(Request((), part, owner=owner))
             self._learn(part, outcome, None, None)
 
-    async def write(self, owner: str, write: Write, compares: tuple[Compare, ...] = ()) -> bool:
+    async def write(
+        self, owner: str, write: Write, compares: tuple[Compare, ...] = (), payment: Payment | None = None
+    ) -> bool:
         """Commits one record on the daemon's own account (an expiry, an unblocking). False: it had changed meanwhile."""
-        put = Put(records.task_key(write.task_id), records.encode(write.task))
-        otherwise = (Get(put.key),)
-        request = Request((unchanged(put.key, write.seen), *compares), (put,), otherwise, owner, witness=put)
-        outcome = await self._committer.commit(request)
+        key = records.task_key(write.task_id)
+
+        def request(task: Task, *more: Any) -> Request:
+            put = Put(key, records.encode(task))
+            return Request(
+                (unchanged(key, write.seen), *compares, *(more[0] if more else ())),
+                (put, *(more[1] if more else ())),
+                (Get(key),),
+                owner,
+                witness=put,
+            )
+
+        if payment is None:
+            outcome = await self._committer.commit(request(write.task))
+        else:
+
+            def make(books: Books) -> Draft:
+                paid = payment.pay(books)
+                return Draft(request(write.task, paid.compares, paid.puts))
+
+            try:
+                outcome = (await self._post(payment, (key,), make, owner)).outcome
+            except TxnRefused:
+                self._purse.ended.retire()
+                return False
         if outcome.succeeded:
             self._take_in((write,), outcome)
             return True
-        self._learn(otherwise, outcome, None, None)
+        held = self._board.tasks.get(write.task_id)
+        asked = (Get(key), *([Get(hold_key(held.task))] if held is not None and held.task.hold is not None else ()))
+        self._learn(asked, await self._committer.commit(Request((), asked, owner=owner)), None, None)
         return False
 
     async def turns_over(self) -> None:
@@ -195,9 +257,9 @@ class Desk:
         """Waits until no commit of this daemon is in flight for these tasks: deciding now would only lose the race."""
         for task_id in task_ids:
             while (turn := self._turns.get(task_id)) is not None:
-                await turn
+                await asyncio.wait({turn})  # a caller that is cancelled here cancels nobody else's turn
 
-    async def _request(self, caller: Caller, message: Mutation, plan: Plan) -> tuple[Request, Put | None]:
+    def _request(self, caller: Caller, message: Mutation, plan: Plan, lease: int) -> Request:
         compares = [*plan.compares]
         then: list[Put | Delete | Get] = []
         for write in plan.writes:
@@ -210,12 +272,12 @@ class Desk:
         receipt = None
         if message.request_id is not None:
             kept = plan.reply if plan.kept is None else plan.kept
-            receipt = self._receipts.put(caller.session, message, kept, await self._receipts.current())
+            receipt = self._receipts.put(caller.session, message, kept, lease)
             compares.append(absent(receipt.key))
             then.append(receipt)
         witness = receipt or next((op for op in then if type(op) is Put), None)
         then += plan.reads
-        return Request(tuple(compares), tuple(then), (), caller.session, witness), receipt
+        return Request(tuple(compares), tuple(then), (), caller.session, witness)
 
     @staticmethod
     def _concerns(caller: Caller, message: Mutation, task_ids: Iterable[str]) -> tuple[Get, ...]:
@@ -261,6 +323,24 @@ class Desk:
                     self._deadlines.pop(task_id, None)
                 else:
                     self._deadlines[task_id] = kv.lease
+            elif key.startswith(HOLDS):
+                if kv is not None:
+                    self._purse.see(kv)
             elif kv is not None and message is not None:
                 replay = Replayed(replayed(kv, message))
         return replay
+
+
+def _paid(plan: Plan, books: Books) -> Plan:
+    """The plan with what its money adds: to the first task, to the reply, to what is compared and put."""
+    assert plan.payment is not None, "the plan moves money"
+    paid = plan.payment.pay(books)
+    first, *rest = plan.writes
+    return plan._replace(
+        reply=replace(plan.reply, **paid.reply),
+        kept=replace(plan.kept, **paid.reply) if plan.kept is not None else None,
+        writes=(first._replace(task=replace(first.task, hold=paid.hold)), *rest),
+        compares=(*plan.compares, *paid.compares),
+        others=(*plan.others, *paid.puts),
+        paid=paid,
+    )

@@ -9,10 +9,12 @@ from ifabric.actor.base import Caller
 from ifabric.store.base import Delete, Put, leased
 from ifabric.wire import coordinator as wire
 from ifabric.wire.envelope import encode
+from ifabric.wire.governor import claim_hold
 from ifabric_actors.coordinator import records, rules
 from ifabric_actors.coordinator.desk import Plan, Write
 from ifabric_actors.coordinator.office import Office, reply_of
 from ifabric_actors.coordinator.records import Stored, Task
+from ifabric_actors.governor import records as money
 
 #: blocked tasks that a completion opens in its own transaction; more of them follow right behind it
 UNBLOCK_MAX = 60
@@ -71,6 +73,9 @@ class Endings:
         opens: Callable[[int], tuple[Write, ...]] | None = None,
     ) -> Any:
         """Ends the caller's claim under its fence, or raises `ClaimLost`."""
+        purse = self._office.purse
+        cost, usage = (None, None) if isinstance(message, wire.Release) else (message.cost_micro_usd, message.usage)
+        ended = await purse.ended.current() if self._has_money(message, cost) else 0
 
         def plan() -> Plan:
             stored = self._office.known(message.task)
@@ -87,8 +92,25 @@ class Endings:
                 ends = (*others, Delete(records.deadline_key(message.task)))
                 if self._office.deadlines.get(message.task) != task.deadline_lease:
                     raise rules.deadline_lost(task)
-            writes = (Write(message.task, after, stored.mod_revision, stored.create_revision),)
-            return Plan(reply, writes + (opens(now) if opens is not None else ()), tuple(compares), ends)
+            writes: tuple[Write, ...] = (Write(message.task, after, stored.mod_revision, stored.create_revision),)
+            payment = purse.ending(
+                stored,
+                f"its task was {after.history[-1].event}",
+                ended,
+                cost=cost,
+                usage=usage,
+                seat=seat,
+                request=message.request_id or "",
+            )
+            writes += opens(now) if opens is not None else ()
+            return Plan(reply, writes, tuple(compares), ends, payment=payment)
 
-        also = (records.deadline_key(message.task),)
+        also: tuple[bytes, ...] = (records.deadline_key(message.task),)
+        if ended:
+            also = (*also, money.hold_key(caller.session, claim_hold(message.task, message.fence)))
         return reply_of(await self._desk.transact(caller, message, (message.task,), plan, also))
+
+    def _has_money(self, message: wire.Release | wire.Complete | wire.Fail, cost: int | None) -> bool:
+        """Whether the end of this claim may end a hold, or charge something."""
+        stored = self._board.tasks.get(message.task)
+        return cost is not None or stored is None or stored.task.hold is not None

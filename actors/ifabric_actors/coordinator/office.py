@@ -17,6 +17,7 @@ from ifabric.wire.coordinator import TaskSpec
 from ifabric_actors.coordinator import records
 from ifabric_actors.coordinator.board import Board
 from ifabric_actors.coordinator.desk import Committed, Desk, Replayed
+from ifabric_actors.coordinator.money import Purse
 from ifabric_actors.coordinator.records import Seat, Stored, Task
 
 
@@ -29,6 +30,7 @@ class Office:
     clock: Clock
     board: Board
     desk: Desk
+    purse: Purse
     feed: Feed
     incarnation: int
     ttl_s: int

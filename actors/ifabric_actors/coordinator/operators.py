@@ -10,6 +10,7 @@ from ifabric.store.base import Delete
 from ifabric.wire import coordinator as wire
 from ifabric_actors.coordinator import records, rules
 from ifabric_actors.coordinator.desk import Committed, Plan, Write
+from ifabric_actors.coordinator.money import hold_key
 from ifabric_actors.coordinator.office import Office, reply_of
 from ifabric_actors.coordinator.records import Task
 
@@ -55,10 +56,18 @@ class Operators:
         return reply_of(done)
 
     async def _operate(self, message: Any, caller: Caller, decide: Callable[[Task, int], Task]) -> Any:
+        purse = self._office.purse
+        ended = await purse.ended.current()
+        also: dict[bytes, None] = {}
+
         def plan() -> Plan:
             stored = self._office.known(message.task)
             task = decide(stored.task, self._clock.wall_ms())
             write = Write(message.task, task, stored.mod_revision, stored.create_revision)
-            return Plan(wire.StateReply(state=task.state), (write,))
+            payment = None
+            if stored.task.hold is not None:
+                also[hold_key(stored.task)] = None
+                payment = purse.ending(stored, "its task was cancelled", ended)
+            return Plan(wire.StateReply(state=task.state), (write,), payment=payment)
 
-        return reply_of(await self._desk.transact(caller, message, (message.task,), plan))
+        return reply_of(await self._desk.transact(caller, message, (message.task,), plan, also))

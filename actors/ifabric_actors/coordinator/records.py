@@ -19,6 +19,7 @@ import msgspec
 from ifabric.errors import Internal
 from ifabric.store.base import KV, Compare, unchanged
 from ifabric.wire.coordinator import State, TaskSpec
+from ifabric_actors.governor.matching import Offer
 
 TASKS, PAYLOADS, RESULTS = b"tasks/", b"payloads/", b"results/"
 SESSIONS, DEADLINES = b"sessions/", b"deadlines/"
@@ -39,6 +40,18 @@ class Entry(msgspec.Struct, frozen=True, array_like=True, omit_defaults=True, gc
     request: str = ""
 
 
+class TaskHold(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """The money that is held for a claim: the hold's name, its account and amount (micro-USD), the tallies that it stands
+    on, as (account, window) from the root down, and since when (ms since the epoch).
+    """
+
+    name: str
+    account: str
+    amount: int
+    on: tuple[tuple[str, str], ...]
+    at: int
+
+
 class Task(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
     """A task's record. `spec.payload` is always None here: the payload has a key of its own."""
 
@@ -56,6 +69,7 @@ class Task(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc=Fal
     session: str = ""
     lease: int = 0
     deadline_lease: int = 0
+    hold: TaskHold | None = None
     payload: bool = False
     result: bool = False
     error: str = ""
@@ -69,6 +83,8 @@ class Session(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc=
 
     ttl_s: int
     capabilities: tuple[str, ...] = ()
+    #: labels; empty: any task
+    accepts: tuple[str, ...] = ()
     account: str | None = None
     at: int = 0
 
@@ -88,6 +104,11 @@ class Seat(NamedTuple):
     lease: int
     mod_revision: int
     capabilities: frozenset[str]
+
+    @property
+    def offer(self) -> Offer:
+        """What matching weighs."""
+        return Offer(self.capabilities, frozenset(self.session.accepts))
 
 
 T = TypeVar("T", bound=msgspec.Struct)

@@ -86,7 +86,7 @@ def _move(task: Task, event: Event, *entries: Entry, **changes: Any) -> Task:
     return replace(task, state=state, history=history, fresh=len(entries), **changes)
 
 
-_FREE: dict[str, Any] = {"session": "", "lease": 0, "deadline_lease": 0}
+_FREE: dict[str, Any] = {"session": "", "lease": 0, "deadline_lease": 0, "hold": None}
 
 
 # -- submitting -----------------------------------------------------------------------------------------------------
@@ -270,7 +270,7 @@ def unblocked(task: Task, *, by: str, now: int) -> Task:
 def cancelled(task: Task, *, operator: str, now: int, request: str = "") -> Task:
     """Off the board. A holder keeps its fence in the record, so that its renewal can tell it so."""
     entry = Entry(now, "cancelled", operator, task.fence, "by an operator", request)
-    return _move(task, "cancel", entry, lease=0, deadline_lease=0)
+    return _move(task, "cancel", entry, lease=0, deadline_lease=0, hold=None)
 
 
 def requeued(task: Task, *, blocked: bool, operator: str, now: int, request: str = "") -> Task:

@@ -39,6 +39,7 @@ class Sessions:
             session = Session(
                 ttl_s=seat.session.ttl_s if seat is not None else ttl_s,
                 capabilities=message.capabilities,
+                accepts=message.accepts,
                 account=message.account,
                 at=self._clock.wall_ms(),
             )
@@ -157,9 +158,14 @@ class Sessions:
         return reply_of(done)
 
     async def _give_back(self, session: str, seat: Seat, task_id: str) -> bool:
+        purse = self._office.purse
         while (stored := self._board.tasks.get(task_id)) is not None and rules.holds(stored.task, session, seat):
             task = rules.released(stored.task, reason="bye", now=self._clock.wall_ms())
-            if await self._desk.write(session, Write(task_id, task, stored.mod_revision, stored.create_revision)):
+            payment = None
+            if stored.task.hold is not None:
+                payment = purse.ending(stored, "its session said bye", await purse.ended.current())
+            write = Write(task_id, task, stored.mod_revision, stored.create_revision)
+            if await self._desk.write(session, write, payment=payment):
                 return True
         return False
 

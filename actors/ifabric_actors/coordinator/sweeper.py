@@ -32,7 +32,7 @@ class Sweeper:
 
     def __init__(self, office: Office, metrics: Metrics, *, reconcile_s: float) -> None:
         self._board, self._desk, self._clock = office.board, office.desk, office.clock
-        self._deadlines = office.deadlines
+        self._deadlines, self._purse = office.deadlines, office.purse
         self._reconcile_s = reconcile_s
         self._floor = office.incarnation * rules.GENERATIONS
         self._expire: dict[str, None] = {}
@@ -137,12 +137,16 @@ class Sweeper:
                 stored.create_revision,
             )
             try:
-                if await self._desk.write(OWNER, write, (gone,) if gone else ()):
+                payment = None
+                if task.hold is not None:
+                    payment = self._purse.ending(stored, "its claim expired", await self._purse.ended.current())
+                known = self._purse.endings_seen
+                if await self._desk.write(OWNER, write, (gone,) if gone else (), payment):
                     self._expired.inc()
                     return
             except FabricError:
                 return  # the next pass tries again
-            if self._board.tasks.get(task_id) is stored:
+            if self._board.tasks.get(task_id) is stored and self._purse.endings_seen == known:
                 return  # it was the lease that is not gone: the board will hear
 
     async def _unblock_one(self, task_id: str) -> None:

@@ -1,11 +1,12 @@
-"""What the governor stores in etcd, and under which keys. All of it stands under one prefix, so that one watch tells
-it in order.
+"""What the governor stores in etcd, and under which keys. What others follow stands under one prefix,
+so that one watch tells it in order.
 
     governor/accounts/<account>           an account's limit; a session's own is made on first use
     governor/tallies/<window>/<account>   what was spent and is held in a window: `total`, `2026-11` or `2026-11-25`
     governor/holds/<session>/<id>         a hold or a spend entry; once ended it hangs on a lease, and is then forgotten
     governor/breakers/<name>              a breaker that is not closed, or was not lately
-    governor/posted/<teller>              the last attempt of one daemon's teller: how a lost reply is recognised
+    governor/secrets/permits              what permits are sealed with; whoever can read it can forge them
+    posted/<teller>/<slot>                the last attempt of one daemon's teller: how a lost reply is recognised
 
 Amounts are whole micro-USD. Values are JSON, for `etcdctl get` to show.
 """
@@ -23,7 +24,7 @@ from ifabric.wire.governor import HoldState, Window
 
 GOVERNOR = b"governor/"
 ACCOUNTS, TALLIES, HOLDS = b"governor/accounts/", b"governor/tallies/", b"governor/holds/"
-BREAKERS, POSTED = b"governor/breakers/", b"governor/posted/"
+BREAKERS, POSTED = b"governor/breakers/", b"posted/"
 PUBLISHER_KEY = b"fabric/governor-publisher"
 
 
@@ -45,6 +46,8 @@ class Tally(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc=Fa
     held: int = 0
     #: charged although it was not available
     overdraft: int = 0
+    #: when it moved last, ms since the epoch
+    at: int = 0
 
 
 class Hold(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
@@ -70,6 +73,8 @@ class Hold(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc=Fal
     charged: int = 0
     overdraft: int = 0
     usage: Usage | None = None
+    #: ms since the epoch; 0: it is open
+    ended_at: int = 0
     #: why it ended, and for which request
     note: str = ""
     request: str = ""
