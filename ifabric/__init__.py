@@ -15,32 +15,49 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ifabric import errors
+    from ifabric.blocking import SyncClient
+    from ifabric.breaking import Breaker
     from ifabric.claims import Claim
     from ifabric.client import Client
-    from ifabric.sync import Coordinator, EventBus, SyncClient
+    from ifabric.spending import Hold, micro_usd
+    from ifabric.sync import Coordinator, EventBus
     from ifabric.wire.coordinator import TaskEvent, TaskSpec
+    from ifabric.wire.envelope import Usage
+    from ifabric.wire.governor import BreakerEvent, BudgetEvent
 
 __version__ = "0.1.0"
 __all__ = [
+    "Breaker",
+    "BreakerEvent",
+    "BudgetEvent",
     "Claim",
     "Client",
     "Coordinator",
     "EventBus",
+    "Hold",
     "SyncClient",
     "TaskEvent",
     "TaskSpec",
+    "Usage",
     "__version__",
     "errors",
+    "micro_usd",
 ]
 
 _HOMES = {
+    "Breaker": "ifabric.breaking",
+    "BreakerEvent": "ifabric.wire.governor",
+    "BudgetEvent": "ifabric.wire.governor",
     "Claim": "ifabric.claims",
     "Client": "ifabric.client",
     "Coordinator": "ifabric.sync",
     "EventBus": "ifabric.sync",
-    "SyncClient": "ifabric.sync",
+    "Hold": "ifabric.spending",
+    "SyncClient": "ifabric.blocking",
     "TaskEvent": "ifabric.wire.coordinator",
     "TaskSpec": "ifabric.wire.coordinator",
+    "Usage": "ifabric.wire.envelope",
+    "micro_usd": "ifabric.spending",
 }
 
 

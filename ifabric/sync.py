@@ -1,215 +1,40 @@
 """The SDK without `await`: for scripts, notebooks and the runbook.
 
-`SyncClient` runs a `Client` on a loop of its own in a background thread, so that renewals go on while the script
-computes. `EventBus` and `Coordinator` are the names that the runbook's inline scripts use; they work after a change
-of the import.
+`SyncClient` and what it gives are in `ifabric.blocking`. `EventBus` and `Coordinator` are the names that the runbook's
+inline scripts use; they work after a change of the import.
 """
 
 from __future__ import annotations
 
-import asyncio
 import atexit
 import contextlib
 import logging
 import queue
 import threading
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any
 
 import msgspec
 
-from ifabric.cancellation import cancel_and_wait
-from ifabric.claims import Claim
+from ifabric.blocking import START_S, Background, SyncBreaker, SyncClaim, SyncClient, SyncHold
 from ifabric.client import Client
 from ifabric.errors import ClaimLost, ClaimTaken, Conflict, FabricError, NotClaimable, UnknownTask
 from ifabric.wire import coordinator as wire
 
-R = TypeVar("R")
-START_S = 10.0
+__all__ = [
+    "Background",
+    "Coordinator",
+    "EventBus",
+    "Subscription",
+    "SyncBreaker",
+    "SyncClaim",
+    "SyncClient",
+    "SyncHold",
+]
+
 LOG = logging.getLogger("ifabric")
-
-
-class Background:
-    """An event loop on a thread of its own."""
-
-    def __init__(self) -> None:
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, name="ifabric", daemon=True)
-        self._thread.start()
-
-    def start(self, coroutine: Coroutine[Any, Any, R]) -> Future[R]:
-        """Runs it there, and does not wait. `FabricError` after `close`."""
-        if self._loop.is_closed():
-            coroutine.close()
-            raise FabricError("the client is closed; nothing was sent")
-        return asyncio.run_coroutine_threadsafe(coroutine, self._loop)
-
-    def run(self, coroutine: Coroutine[Any, Any, R]) -> R:
-        """Runs it there; returns or raises here."""
-        future = self.start(coroutine)
-        try:
-            return future.result()
-        except KeyboardInterrupt:
-            future.cancel()
-            raise
-
-    def close(self) -> None:
-        """Ends what runs there, the loop and its thread. Twice is harmless."""
-        if not self._loop.is_closed():
-            self.run(self._finish())
-            self._loop.call_soon_threadsafe(self._loop.stop)
-            self._thread.join(START_S)
-            self._loop.close()
-
-    async def _finish(self) -> None:
-        await cancel_and_wait(*(asyncio.all_tasks() - {asyncio.current_task()}))
-        await self._loop.shutdown_asyncgens()
-
-
-class SyncClaim:
-    """A claim, for code without `await`. As a block it ends as `ifabric.Claim` does, but cannot interrupt the body
-    when it is lost.
-    """
-
-    def __init__(self, background: Background, claim: Claim) -> None:
-        self._background = background
-        self._claim = claim
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._claim, name)
-
-    @property
-    def is_lost(self) -> bool:
-        """Look now and then: what is brought back under a lost claim is refused."""
-        return self._claim.lost.is_set()
-
-    def complete(self, result: Any = None) -> wire.CompleteReply:
-        """The work is done. Raises `ClaimLost`."""
-        return self._background.run(self._claim.complete(result))
-
-    def fail(self, error: str, *, retry: bool = True) -> wire.FailReply:
-        """The attempt failed."""
-        return self._background.run(self._claim.fail(error, retry=retry))
-
-    def release(self, reason: str = "") -> wire.StateReply:
-        """Gives the task back."""
-        return self._background.run(self._claim.release(reason))
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._claim.ended or self.is_lost:
-            return
-        if error is None:
-            self.complete()
-        else:
-            with contextlib.suppress(FabricError):  # the block's own exception is what matters
-                if isinstance(error, Exception):
-                    self.fail(f"{type(error).__name__}: {error}")
-                else:
-                    self.release(type(error).__name__)
-
-
-class SyncClient:
-    """`ifabric.Client`, blocking. The arguments are those of `Client.connect`."""
-
-    def __init__(
-        self,
-        nats: str | None = None,
-        *,
-        session: str | None = None,
-        capabilities: Iterable[str] = (),
-        account: str | None = None,
-        ttl_s: int | None = None,
-        timeout_s: float = 5.0,
-        state_dir: Path | None = None,
-    ) -> None:
-        self._background = Background()
-
-        async def make() -> Client:  # on the loop that it will live on
-            return Client.connect(
-                nats,
-                session=session,
-                capabilities=capabilities,
-                account=account,
-                ttl_s=ttl_s,
-                timeout_s=timeout_s,
-                state_dir=state_dir,
-            )
-
-        try:
-            self._client = self._background.run(make())
-        except BaseException:
-            self._background.close()
-            raise
-
-    def __enter__(self) -> Self:
-        try:
-            self._background.run(self._client.__aenter__())
-        except BaseException:
-            self._background.close()
-            raise
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        try:
-            self._background.run(self._client.__aexit__(None, None, None))
-        finally:
-            self._background.close()
-
-    @property
-    def session(self) -> str:
-        """Who we are."""
-        return self._client.session
-
-    def tasks(self, *, wait_s: float = 10.0, until_empty: bool = False) -> Iterator[SyncClaim]:
-        """One claim after the other."""
-        claims: AsyncIterator[Claim] = self._client.tasks(wait_s=wait_s, until_empty=until_empty)
-
-        async def step() -> Claim | None:
-            return await anext(claims, None)
-
-        while (claim := self._background.run(step())) is not None:
-            yield SyncClaim(self._background, claim)
-
-    def claim(self, task: str) -> SyncClaim:
-        """Takes one task."""
-        return SyncClaim(self._background, self._background.run(self._client.claim(task)))
-
-    def next(self, *, wait_s: float = 0.0) -> SyncClaim:
-        """Takes the best task there is."""
-        return SyncClaim(self._background, self._background.run(self._client.next(wait_s=wait_s)))
-
-    def submit(self, tasks: Iterable[wire.TaskSpec | dict[str, Any]], *, done: Iterable[str] = ()) -> wire.SubmitReply:
-        """Creates tasks, all or none."""
-        return self._background.run(self._client.submit(tasks, done=done))
-
-    def get(self, task: str) -> wire.GetReply:
-        """One task with its history."""
-        return self._background.run(self._client.get(task))
-
-    def list(self, *, state: wire.State | None = None, limit: int = 100, after: str | None = None) -> wire.ListReply:
-        """A page of tasks."""
-        return self._background.run(self._client.list(state=state, limit=limit, after=after))
-
-    def cancel(self, task: str) -> wire.StateReply:
-        """Takes a task off the board."""
-        return self._background.run(self._client.operate(wire.Cancel, task))
-
-    def requeue(self, task: str) -> wire.StateReply:
-        """Puts a dead or cancelled task back."""
-        return self._background.run(self._client.operate(wire.Requeue, task))
-
-
-# -- the runbook's names ---------------------------------------------------------------------------------------------
 
 
 class EventBus:
@@ -276,7 +101,7 @@ class Subscription:
         self._callback = callback
         self._events: queue.SimpleQueue[wire.TaskEvent | None] = queue.SimpleQueue()
         ready: Future[None] = Future()
-        self._future = client._background.start(self._follow(client._client, ready))  # noqa: SLF001  one module
+        self._future = client._background.start(self._follow(client._client, ready))  # noqa: SLF001  its own kind
         ready.result(START_S)
         self._thread = threading.Thread(target=self._call, name="ifabric events", daemon=True)
         self._thread.start()
@@ -348,7 +173,7 @@ class Coordinator:
 
     def _end(self, task: str, session: str, how: str, *arguments: Any) -> bool:
         client = self._bus.session(session)
-        held = client._client.claims.get(task)  # noqa: SLF001  one module
+        held = client._client.claims.get(task)  # noqa: SLF001  its own kind
         try:
             if held is not None:
                 getattr(SyncClaim(client._background, held), how)(*arguments)  # noqa: SLF001

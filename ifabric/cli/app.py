@@ -33,6 +33,9 @@ HELP = """The coordination fabric for swarms of agents: a task that nobody else 
 GROUPS = {
     "board": "Boards: put many tasks there at once.",
     "task": "Tasks: look at them, take them, end them.",
+    "budget": "Money: limits, what is spent and held, who spent it.",
+    "breaker": "Breakers: what is left alone because it fails.",
+    "match": "Matching: who can take a task, and why nobody does.",
     "svc": "The daemon's services, as any NATS client discovers them (ADR-32).",
 }
 #: every verb: its name, where it is, and the line that the help of its group shows
@@ -56,6 +59,14 @@ VERBS = (
     ("task cancel", "ifabric.cli.task:cancel", "Take a task off the board (operators)."),
     ("task requeue", "ifabric.cli.task:requeue", "Put a dead or cancelled task back (operators)."),
     ("task purge", "ifabric.cli.task:purge", "Delete a finished task (operators)."),
+    ("budget show", "ifabric.cli.budget:show", "What accounts may spend, have spent and hold."),
+    ("budget set", "ifabric.cli.budget:set_", "Limit an account (operators)."),
+    ("budget holds", "ifabric.cli.budget:holds", "The holds that are open."),
+    ("budget statement", "ifabric.cli.statement:statement", "What an account was charged, entry by entry."),
+    ("breaker list", "ifabric.cli.breaker:list_", "Breakers, and when their next probe may go."),
+    ("breaker open", "ifabric.cli.breaker:open_", "Let nothing through until it is closed (operators)."),
+    ("breaker close", "ifabric.cli.breaker:close", "Let everything through again (operators)."),
+    ("match explain", "ifabric.cli.match:explain", "Who can take a task, and why the others cannot."),
     ("svc ls", "ifabric.cli.svc:ls", "The services that answer."),
     ("svc info", "ifabric.cli.svc:info", "Their endpoints."),
     ("svc stats", "ifabric.cli.svc:stats", "Their requests, errors and times."),

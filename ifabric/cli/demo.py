@@ -90,7 +90,7 @@ def demo(
         signal.signal(number, _interrupt)  # so that nothing is left running
     with tempfile.TemporaryDirectory(prefix="ifabric-demo-", ignore_cleanup_errors=True) as name:
         folder = Path(name)
-        with _daemon(folder, quiet=json) as found:
+        with scratch_daemon(folder, quiet=json) as found:
             outcome = asyncio.run(_play(plan, found.nats, folder, quiet=json))
     return _report(plan, outcome, json=json)
 
@@ -101,10 +101,10 @@ def _interrupt(*_: Any) -> None:
 
 
 @contextlib.contextmanager
-def _daemon(folder: Path, *, quiet: bool) -> Iterator[endpoints.Endpoints]:
-    """A daemon in `folder`, ready; stopped afterwards, and its servers with it."""
+def scratch_daemon(folder: Path, *, quiet: bool, config_text: str = "") -> Iterator[endpoints.Endpoints]:
+    """A daemon in `folder` with servers of its own, ready; stopped afterwards, and its servers with it."""
     config = folder / "demo.yaml"
-    config.write_text("http: {port: 0}\ncoordinator: {logging: {level: WARNING}}\n")
+    config.write_text(f"http: {{port: 0}}\ncoordinator: {{logging: {{level: WARNING}}}}\n{config_text}")
     if not quiet:
         err.print("[dim]starting etcd, NATS and the daemon ...[/]")
     log = folder / "daemon.log"

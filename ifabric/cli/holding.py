@@ -14,8 +14,8 @@ from cyclopts import Parameter
 from cyclopts.validators import Number
 
 from ifabric.cli.connect import with_client
-from ifabric.cli.options import Json, Session, Task, Where
-from ifabric.cli.output import out, plain, print_json, say_state
+from ifabric.cli.options import Json, Session, Task, Where, amount
+from ifabric.cli.output import out, plain, print_json, say_state, usd
 from ifabric.errors import BadRequest
 from ifabric.wire import coordinator as wire
 
@@ -38,6 +38,8 @@ Capabilities = Annotated[
 Fence = Annotated[
     int | None, Parameter(help="The claim's fence. Default: the last one of the task, if the session holds it.")
 ]
+Hold = Annotated[str | None, Parameter(help="Set so many USD aside for it, as 0.25, or do not take it.")]
+Cost = Annotated[str | None, Parameter(help="What it cost in USD, as 0.25: charged in the same step.")]
 
 
 def claim(
@@ -46,6 +48,7 @@ def claim(
     session: Session,
     ttl: Ttl = CLI_TTL_S,
     capabilities: Capabilities = (),
+    hold: Hold = None,
     json: Json = False,
     where: Where | None = None,
 ) -> int:
@@ -53,10 +56,11 @@ def claim(
 
     For example:
 
-        ifabric task claim P0.1.5 --session alice --ttl 600
+        ifabric task claim P0.1.5 --session alice --ttl 600 --hold 0.25
         ifabric task complete P0.1.5 --session alice --result '{"answer": 42}'
     """
-    return _take(where, session, ttl, capabilities, json, lambda c: c.claim(task))
+    micro_usd = amount(hold, "--hold")
+    return _take(where, session, ttl, capabilities, json, lambda c: c.claim(task, hold_micro_usd=micro_usd))
 
 
 def next_(
@@ -67,6 +71,7 @@ def next_(
     ] = 0.0,
     ttl: Ttl = CLI_TTL_S,
     capabilities: Capabilities = (),
+    hold: Hold = None,
     json: Json = False,
     where: Where | None = None,
 ) -> int:
@@ -77,7 +82,8 @@ def next_(
 
         ifabric task next --session alice --capabilities rust,wasm --wait 30
     """
-    return _take(where, session, ttl, capabilities, json, lambda c: c.next(wait_s=wait))
+    micro_usd = amount(hold, "--hold")
+    return _take(where, session, ttl, capabilities, json, lambda c: c.next(wait_s=wait, hold_micro_usd=micro_usd))
 
 
 def renew(*, session: Session, json: Json = False, where: Where | None = None) -> int:
@@ -103,6 +109,7 @@ def complete(
     session: Session,
     fence: Fence = None,
     result: Annotated[str | None, Parameter(help="JSON; what is not JSON is taken as text.")] = None,
+    cost: Cost = None,
     json: Json = False,
     where: Where | None = None,
 ) -> int:
@@ -110,19 +117,19 @@ def complete(
 
     For example:
 
-        ifabric task complete P0.1.5 --session alice --result '{"answer": 42}'
+        ifabric task complete P0.1.5 --session alice --result '{"answer": 42}' --cost 0.12
     """
-    value = _value(result)
+    value, micro_usd = _value(result), amount(cost, "--cost")
 
     async def act(c: Client) -> wire.CompleteReply:
-        return await c.complete(task, await _fence(c, task, fence), value)
+        return await c.complete(task, await _fence(c, task, fence), value, cost_micro_usd=micro_usd)
 
     reply = with_client(where, session, act)
     if json:
         print_json(reply)
     else:
         opened = f"; unblocked {', '.join(reply.unblocked)}" if reply.unblocked else ""
-        out.print(f"[green]✔[/] {plain(task)} is done{plain(opened)}")
+        out.print(f"[green]✔[/] {plain(task)} is done{plain(opened)}{_charged(reply)}")
     return 0
 
 
@@ -133,6 +140,7 @@ def fail(
     session: Session,
     fence: Fence = None,
     retry: Annotated[bool, Parameter(negative="--no-retry", help="Let the task die at once with --no-retry.")] = True,
+    cost: Cost = None,
     json: Json = False,
     where: Where | None = None,
 ) -> int:
@@ -142,9 +150,10 @@ def fail(
 
         ifabric task fail P0.1.5 "the tests do not pass" --session alice
     """
+    micro_usd = amount(cost, "--cost")
 
     async def act(c: Client) -> wire.FailReply:
-        return await c.fail(task, await _fence(c, task, fence), error, retry=retry)
+        return await c.fail(task, await _fence(c, task, fence), error, retry=retry, cost_micro_usd=micro_usd)
 
     return say_state(with_client(where, session, act), task, json=json)
 
@@ -181,7 +190,7 @@ def _take(
 
     taken = with_client(where, session, act, ttl_s=ttl, capabilities=able)
     if json:
-        facts = ("task", "fence", "attempt", "ttl_s", "spec", "again")
+        facts = ("task", "fence", "attempt", "ttl_s", "spec", "again", "hold_id")
         print_json({"session": session, **{name: getattr(taken, name) for name in facts}})
         return 0
     again = "still holds" if taken.again else "holds"
@@ -191,6 +200,8 @@ def _take(
     )
     if taken.spec.title:
         out.print(f"  {plain(taken.spec.title)}")
+    if taken.hold_id:
+        out.print(f"  money is held for it: {plain(taken.hold_id)}; say --cost when it ends")
     where_again = (where or Where()).words()
     out.print(f"[dim]  keep it: ifabric task renew --session {plain(session + where_again)}[/]")
     out.print(
@@ -198,6 +209,14 @@ def _take(
         f"--fence {taken.fence}{plain(where_again)}[/]"
     )
     return 0
+
+
+def _charged(reply: wire.CompleteReply) -> str:
+    """What was charged, as markup."""
+    if reply.charged is None:
+        return ""
+    over = f", [red]{usd(reply.overdraft)} of it were not available[/]" if reply.overdraft else ""
+    return f"; charged {usd(reply.charged)}{over}"
 
 
 async def _fence(c: Client, task: str, fence: int | None) -> int:

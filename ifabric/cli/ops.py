@@ -20,6 +20,13 @@ from ifabric.cli.output import out, plain, print_json
 from ifabric.cli.task import counts
 from ifabric.errors import FabricError, Unreachable
 
+#: what is shown of the metrics: name, and a label's value
+NUMBERS = {
+    "sessions": ("if_coordinator_active_sessions",),
+    "holds": ("if_governor_holds_open",),
+    "breakers_open": ("if_governor_breakers", 'state="open"'),
+    "breakers_half_open": ("if_governor_breakers", 'state="half_open"'),
+}
 BODY_MAX_BYTES = 8 * 1024 * 1024
 #: a daemon of this machine is never behind $http_proxy
 _DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
@@ -44,7 +51,7 @@ def status(
     if found is None:
         raise Unreachable(f"no daemon runs here (none in {folder}); start one with `ifabric run`, or give --state-dir")
     health: dict[str, Any] = stdlib_json.loads(_get(found.http + "/health", timeout))
-    sessions = _sessions(found.http, timeout)
+    numbers = _numbers(found.http, timeout)
     tasks: dict[str, int] | None = None
     try:
         tasks = with_client(Where(nats=found.nats, timeout=timeout), None, lambda c: c.list(limit=1)).counts
@@ -52,14 +59,14 @@ def status(
         health["warnings"] = [*health["warnings"], f"tasks cannot be counted: {error.message}"]
     healthy = health["status"] == "healthy" and tasks is not None
     if json:
-        print_json({"endpoints": found, "health": health, "tasks": tasks, "sessions": sessions})
+        print_json({"endpoints": found, "health": health, "tasks": tasks, **numbers})
     else:
-        _show(found, health, tasks, sessions)
+        _show(found, health, tasks, numbers)
     return 0 if healthy else 1
 
 
 def _show(
-    found: endpoints.Endpoints, health: dict[str, Any], tasks: dict[str, int] | None, sessions: int | None
+    found: endpoints.Endpoints, health: dict[str, Any], tasks: dict[str, int] | None, numbers: dict[str, int | None]
 ) -> None:
     colour = {"healthy": "green", "degraded": "yellow"}.get(health["status"], "red")
     about = f"ifabric {found.version}, process {found.pid}, up {health['uptime_s']:.0f} s"
@@ -72,8 +79,15 @@ def _show(
         out.print(f"  [yellow]![/] {plain(sentence)}")
     if tasks is not None:
         out.print(f"  tasks     {counts(tasks)}")
-    if sessions is not None:
-        out.print(f"  sessions  {sessions}")
+    if numbers["sessions"] is not None:
+        out.print(f"  sessions  {numbers['sessions']}")
+    if numbers["holds"] is not None:
+        out.print(f"  money     {numbers['holds']} hold(s) open")
+    if numbers["breakers_open"] is not None:
+        of = "red" if numbers["breakers_open"] else "green"
+        out.print(
+            f"  breakers  [{of}]{numbers['breakers_open']} open[/], {numbers['breakers_half_open'] or 0} half open"
+        )
 
 
 def _tree(node: dict[str, Any], depth: int) -> None:
@@ -85,13 +99,17 @@ def _tree(node: dict[str, Any], depth: int) -> None:
             _tree(child, depth + 1)
 
 
-def _sessions(http: str, timeout_s: float) -> int | None:
-    """The sessions with a live lease, as the daemon counts them; None when it does not say."""
+def _numbers(http: str, timeout_s: float) -> dict[str, int | None]:
+    """What the daemon's metrics count; None for what they do not say."""
     try:
         metrics = _get(http + "/metrics", timeout_s).decode()
     except Unreachable:
-        return None  # metrics are switched off, or have a port of their own
-    found = re.search(r"^if_coordinator_active_sessions(?:\{[^}]*\})? ([0-9.e+]+)$", metrics, re.MULTILINE)
+        metrics = ""  # they are switched off, or have a port of their own
+    return {name: _number(metrics, *metric) for name, metric in NUMBERS.items()}
+
+
+def _number(metrics: str, name: str, label: str = "") -> int | None:
+    found = re.search(rf"^{name}(?:\{{[^}}]*{label}[^}}]*\}})? ([0-9.e+]+)$", metrics, re.MULTILINE)
     return int(float(found[1])) if found else None
 
 

@@ -9,11 +9,23 @@ from typing import Annotated
 from cyclopts import Parameter
 from cyclopts.validators import Number
 
+from ifabric.errors import ConfigError
+
 Json = Annotated[bool, Parameter(help="JSON on stdout, for machines.")]
 Task = Annotated[str, Parameter(help="The task's id.")]
 Session = Annotated[
     str, Parameter(name=["--session", "-s"], env_var="IFABRIC_SESSION", help="Whose claim it is: letters, digits, _ -.")
 ]
+
+
+def amount(usd: str | None, name: str) -> int | None:
+    """An amount that was written in USD, as micro-USD. `ConfigError` when it is none."""
+    from ifabric.spending import micro_usd
+
+    try:
+        return None if usd is None else micro_usd(usd)
+    except ValueError as error:
+        raise ConfigError(f"{name}: {error}") from None
 
 
 @Parameter(name="*")

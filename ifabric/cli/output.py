@@ -16,6 +16,7 @@ import msgspec
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from ifabric.errors import FabricError
 from ifabric.wire import coordinator as wire
@@ -73,6 +74,17 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
 def state(name: str) -> str:
     """A state in its colour, as markup."""
     return f"[{STATE_STYLE.get(name, 'white')}]{name}[/]"
+
+
+def usd(micro_usd: int) -> str:
+    """An amount in US dollars, exact, with cents at least."""
+    whole, rest = divmod(abs(micro_usd), 1_000_000)
+    return f"{'-' if micro_usd < 0 else ''}{whole}.{f'{rest:06}'.rstrip('0').ljust(2, '0')} USD"
+
+
+def money(micro_usd: int, style: str = "") -> Text:
+    """The same as a cell, on the right of its column."""
+    return Text(usd(micro_usd), style=style, justify="right")
 
 
 def say_state(reply: wire.StateReply | wire.FailReply, task: str, *, json: bool) -> int:

@@ -11,7 +11,7 @@ from rich.text import Text
 
 from ifabric.cli.connect import with_client
 from ifabric.cli.options import Json, Task, Where
-from ifabric.cli.output import STATE_STYLE, out, plain, print_json, print_table, say_state, state
+from ifabric.cli.output import STATE_STYLE, out, plain, print_json, print_table, say_state, state, usd
 from ifabric.wire import coordinator as wire
 
 SHOWN_MAX = 300
@@ -110,12 +110,6 @@ def purge(task: Task, *, json: Json = False, where: Where | None = None) -> int:
 def counts(of: dict[str, int]) -> str:
     """How many tasks are in each state, as markup."""
     return "  ".join(f"{state(name)} {of.get(name, 0)}" for name in get_args(wire.State))
-
-
-def usd(micro_usd: int) -> str:
-    """An amount in US dollars, exact, with cents at least."""
-    whole, rest = divmod(micro_usd, 1_000_000)
-    return f"{whole}.{f'{rest:06}'.rstrip('0').ljust(2, '0')} USD"
 
 
 def _short(value: Any) -> str:

@@ -10,8 +10,8 @@ const { Svcm, ServiceError } = require("@nats-io/services");
 
 const nc = await connect({ servers: process.argv[2], name: "foreign" });
 
-async function ask(verb, session, body = {}, { admin = false, extra } = {}) {
-  const subject = `if.v1.${admin ? "admin." : ""}coordinator.${verb}.${session}`;
+async function ask(verb, session, body = {}, { admin = false, extra, component = "coordinator" } = {}) {
+  const subject = `if.v1.${admin ? "admin." : ""}${component}.${verb}.${session}`;
   const reply = await nc.request(subject, JSON.stringify(body), { timeout: 5000, headers: extra });
   const failed = ServiceError.toServiceError(reply); // by the headers, as any client of micro services does
   return failed
@@ -38,6 +38,15 @@ seen.claim = await ask("claim", "js-one", claim);
 seen.retried = await ask("claim", "js-one", claim);
 seen.taken = await ask("claim", "js-two", { task: "JS.1" });
 seen.renew = await ask("renew", "js-one", { claims: [{ task: "JS.1", fence: seen.claim.fence }] });
+const governor = { component: "governor" };
+seen.limit = await ask("account", "js-op", { account: "@js-one", limit_micro_usd: 1000 }, { admin: true, ...governor });
+seen.reserve = await ask("reserve", "js-one", { hold: "h1", amount_micro_usd: 900, request_id: "r1" }, governor);
+seen.short = await ask("spend", "js-one", { entry: "e1", amount_micro_usd: 101 }, governor);
+seen.commit = await ask("commit", "js-one", { hold: "h1", amount_micro_usd: 250, request_id: "c1" }, governor);
+seen.admit = await ask("admit", "js-one", { breaker: "openai/gpt-x" }, governor);
+const report = { breaker: "openai/gpt-x", permit: seen.admit.permit, outcome: "success", latency_s: 0.5 };
+seen.report = await ask("report", "js-one", report, governor);
+seen.match = await ask("match", "js-one", { needs: ["wasm"] }, governor);
 const late = headers();
 late.set("If-Deadline-Ms", "0");
 seen.late = await ask("list", "js-one", {}, { extra: late });

@@ -86,6 +86,24 @@ async def test_a_client_in_another_language_works_by_the_protocol_alone(
     assert taken["sentence"] == taken["body"]["error"]["message"] == "task JS.1 is held by js-one"
     assert (taken["body"]["error"]["code"], taken["body"]["error"]["by"]) == ("claim_taken", "js-one")
     assert seen["renew"]["ttl_s"] == 30
+    assert seen["limit"]["path"] == [{"account": "@js-one", "limit": 1000, "spent": 0, "held": 0, "available": 1000}]
+    assert (seen["reserve"]["hold"], seen["reserve"]["path"][0]["held"]) == ("h1", 900)
+    short = seen["short"]
+    assert (short["code"], short["header"], short["body"]["error"]["code"]) == (403, "403", "budget_short")
+    assert {name: short["body"]["error"][name] for name in ("account", "need", "have", "held")} == {
+        "account": "@js-one",
+        "need": 101,
+        "have": 100,
+        "held": 900,
+    }
+    assert {name: seen["commit"][name] for name in ("charged", "late", "overdraft")} == {
+        "charged": 250,
+        "late": False,
+        "overdraft": 0,
+    }
+    assert (seen["admit"]["state"], seen["report"]) == ("closed", {"state": "closed"})
+    ranked = {one["session"]: one for one in seen["match"]["ranked"]}
+    assert (ranked["js-one"]["matches"], ranked["js-two"]["missing"]) == (True, ["wasm"])
     assert (seen["late"]["code"], seen["late"]["body"]["error"]["code"]) == (503, "deadline_exceeded")
     assert (seen["wrong"]["code"], seen["wrong"]["body"]["error"]["code"]) == (409, "claim_lost")
     assert seen["complete"]["state"] == "done"

@@ -3,13 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from decimal import Decimal
 from typing import Any, assert_type
 
 import ifabric
-from ifabric import Client, Coordinator, EventBus, SyncClient, TaskEvent, TaskSpec, errors
+from ifabric import (
+    Breaker,
+    BreakerEvent,
+    BudgetEvent,
+    Client,
+    Coordinator,
+    EventBus,
+    Hold,
+    SyncClient,
+    TaskEvent,
+    TaskSpec,
+    Usage,
+    errors,
+    micro_usd,
+)
 from ifabric.claims import Claim
-from ifabric.sync import Subscription, SyncClaim
+from ifabric.sync import Subscription, SyncBreaker, SyncClaim, SyncHold
 from ifabric.wire.coordinator import CompleteReply, FailReply, GetReply, ListReply, State, StateReply, SubmitReply
+from ifabric.wire.governor import BalanceReply, BreakerLine, BreakerState, CommitReply, MatchReply, PathReply, VoidReply
 
 
 async def worker() -> None:
@@ -46,6 +62,53 @@ async def every_call(client: Client) -> None:
         assert_type(events, AsyncIterator[TaskEvent])
 
 
+async def money(client: Client) -> None:
+    assert_type(micro_usd("0.25") + micro_usd(Decimal("1.5")), int)
+    assert_type(await client.spend(100, entry="e", account="acme", usage=Usage(tokens_in=1)), CommitReply)
+    async with client.hold(500, name="h", ttl_s=60) as hold:
+        assert_type(hold, Hold)
+        assert_type(hold.cost_micro_usd, int | None)
+        hold.cost_micro_usd = 300
+        hold.usage = Usage(tokens_out=7, purpose="coordination")
+        assert_type(await hold.commit(300), CommitReply)
+        assert_type(await hold.void(), VoidReply)
+        assert_type((hold.ended, hold.unsent, hold.charged_before), tuple[bool, str, int | None])
+    async for claim in client.tasks(hold_micro_usd=500):
+        assert_type(claim.hold_id, str | None)
+        async with claim, claim.hold(100, step="draft") as hold:
+            claim.cost_micro_usd += 5
+            assert_type(await claim.complete(cost_micro_usd=5, usage=Usage()), CompleteReply)
+            assert_type(await claim.fail("no", cost_micro_usd=5), FailReply)
+    assert_type(await client.balance("acme", tree=True), BalanceReply)
+    assert_type(await client.set_account("acme", None, window="day"), PathReply)
+    assert_type(await client.match(["gpu"], sessions=["a"]), MatchReply)
+
+
+async def breakers(client: Client) -> None:
+    async with client.breaker("openai/gpt-x", classify=lambda error: "ignored", wait_s=5) as breaker:
+        assert_type(breaker, Breaker)
+        breaker.success()
+        breaker.failure(retry_after_s=7.5)
+        breaker.ignored()
+
+    @client.breaker("openai/gpt-x")
+    async def ask(question: str, *, loud: bool) -> bytes:
+        return question.encode()
+
+    assert_type(await ask("why", loud=True), bytes)
+    assert_type(await client.breakers(), tuple[BreakerLine, ...])
+    assert_type(await client.set_breaker("openai/gpt-x", "open", why="the invoice"), BreakerState)
+
+
+async def what_happens(client: Client) -> None:
+    assert_type(client.events("budget"), AsyncIterator[BudgetEvent])
+    async with client.subscribe("breaker") as events:
+        assert_type(events, AsyncIterator[BreakerEvent])
+    async for event in client.events("all"):
+        if isinstance(event, TaskEvent):
+            assert_type(event.task, str)
+
+
 async def with_a_function(client: Client) -> None:
     async def handle(claim: Claim) -> dict[str, str]:
         return {"did": claim.task}
@@ -75,6 +138,19 @@ def without_await() -> None:
         assert_type(client.get("T"), GetReply)
 
 
+def money_without_await() -> None:
+    with SyncClient(account="acme") as client:
+        assert_type(client.spend(5), CommitReply)
+        with client.hold(500) as hold, client.breaker("openai/gpt-x", wait_s=1) as breaker:
+            assert_type(hold, SyncHold)
+            hold.cost_micro_usd = 5
+            assert_type(breaker, SyncBreaker)
+            breaker.success()
+        with client.next(hold_micro_usd=7) as claim, claim.hold(5, step="s") as hold:
+            claim.cost_micro_usd += 5
+        assert_type(client.balance(), BalanceReply)
+
+
 def as_the_runbook_does() -> None:
     bus = EventBus("etcd", {"nats": "nats://127.0.0.1:4222"})
     assert_type(bus.connect(), bool)
@@ -92,4 +168,9 @@ async def mistakes_are_found(client: Client) -> None:
     client.tasks(wait="20")  # type: ignore[call-arg]
     await client.submit(done="T")  # type: ignore[call-arg]
     await client.work("not a function")  # type: ignore[arg-type]
+    micro_usd(0.25)  # type: ignore[arg-type]
+    await client.spend(0.25)  # type: ignore[arg-type]
+    client.hold("0.25")  # type: ignore[arg-type]
+    await client.set_breaker("x", "half_open")  # type: ignore[arg-type]
+    client.events("weather")  # type: ignore[call-overload]
     Coordinator("not a bus")  # type: ignore[arg-type]
