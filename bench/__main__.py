@@ -7,7 +7,7 @@ import sys
 
 import uvloop
 
-QUESTIONS = ("claims", "sessions", "idle")
+QUESTIONS = ("claims", "sessions", "idle", "budgets", "breakers", "matching")
 
 
 def main() -> None:

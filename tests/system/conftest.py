@@ -70,9 +70,18 @@ class Cluster:
         client.leave_on_exit = False
         return await self.closing.enter_async_context(client)
 
-    async def ask(self, verb: str, session: str, *, timeout_s: float = 2.0, **body: Any) -> dict[str, Any]:
+    async def ask(
+        self,
+        verb: str,
+        session: str,
+        *,
+        timeout_s: float = 2.0,
+        component: str = "coordinator",
+        admin: bool = False,
+        **body: Any,
+    ) -> dict[str, Any]:
         """One request without any retry; the reply, or the refusal as an exception."""
-        subject = subjects.request("coordinator", verb, session)
+        subject = subjects.request(component, verb, session, admin=admin)
         answer = await self.bus.request(subject, msgspec.json.encode(body), timeout_s=timeout_s)
         reply: dict[str, Any] = msgspec.json.decode(answer.data)
         if "Nats-Service-Error-Code" in answer.headers:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import os
@@ -35,10 +36,10 @@ def block(language: str, containing: str) -> str:
 
 @pytest.fixture(scope="module")
 def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[endpoints.Endpoints]:
-    """A daemon that hosts the coordinator and the README's own actor."""
+    """A daemon that hosts the coordinator, the governor and the README's own actor."""
     folder = tmp_path_factory.mktemp("readme")
     (folder / "readme_echo.py").write_text(block("python", "class Echo(Actor)"))
-    (folder / "c.yaml").write_text("http: {port: 0}\nactors: [coordinator, 'readme_echo:Echo']\n")
+    (folder / "c.yaml").write_text("http: {port: 0}\nactors: [coordinator, governor, 'readme_echo:Echo']\n")
     command = [sys.executable, "-m", "ifabric", "run", "-c", str(folder / "c.yaml"), "--state-dir", str(folder)]
     log = folder / "daemon.log"
     with log.open("wb") as out:
@@ -51,6 +52,21 @@ def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[endpoints.Endpo
     yield found
     process.send_signal(signal.SIGTERM)
     assert process.wait(PATIENCE_S) == 0
+
+
+async def test_the_agent_that_pays_is_charged_what_its_calls_cost(daemon: endpoints.Endpoints, tmp_path: Path) -> None:
+    script = tmp_path / "pay.py"
+    script.write_text(block("python", "asyncio.run(pay())"))
+    async with Client.connect(daemon.nats, session="owner") as owner:
+        await owner.submit([{"id": "M.1", "title": "one"}, {"id": "M.2", "title": "two"}])
+        environment = {**os.environ, "IFABRIC_NATS": daemon.nats}
+        done = await asyncio.to_thread(
+            subprocess.run, [sys.executable, str(script)], env=environment, timeout=PATIENCE_S, check=False
+        )
+        assert done.returncode == 0
+        assert [(await owner.get(task)).result for task in ("M.1", "M.2")] == [{"text": "ONE"}, {"text": "TWO"}]
+        (acme, research) = (await owner.balance("acme/research")).path
+        assert (acme.spent, acme.held) == (research.spent, research.held) == (2 * 2 * 31_250, 0)
 
 
 async def test_the_ten_line_worker_works_off_a_board(daemon: endpoints.Endpoints, tmp_path: Path) -> None:
@@ -104,6 +120,6 @@ def test_every_verb_that_the_readme_names_exists() -> None:
     from ifabric.cli.app import VERBS
 
     verbs = {name for name, _, _ in VERBS}
-    named = re.findall(r"^\s+ifabric ((?:board |task |svc )?[a-z-]+)", TEXT, re.MULTILINE)
+    named = re.findall(r"^\s+ifabric ((?:board |task |svc |budget |breaker |match )?[a-z-]+)", TEXT, re.MULTILINE)
     assert named
     assert set(named) <= verbs
