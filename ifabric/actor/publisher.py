@@ -23,9 +23,9 @@ from ifabric.actor.feed import Feed
 from ifabric.bus.base import Bus, Journal, JournalSpec
 from ifabric.cancellation import cancel_and_wait
 from ifabric.clock import Clock, rfc3339
-from ifabric.errors import FabricError, Unavailable
+from ifabric.errors import FabricError, Internal, Unavailable
 from ifabric.metrics import Counter, Gauge
-from ifabric.store.base import KV, Batch, Store
+from ifabric.store.base import KV, Batch, Event, Store
 from ifabric.store.session import Session, elect
 from ifabric.wire.envelope import encode
 
@@ -85,9 +85,11 @@ class Publisher:
         self._entries: deque[Entry] = deque()
         self._more = asyncio.Event()
         self._overflowed = False
+        self._log: Any = None
 
     async def run(self, log: Any) -> None:
         """Never returns. A fault costs the office, not the actor: somebody takes over, maybe we again."""
+        self._log = log
         while True:
             try:
                 async with Session.open(self._store, self._clock, LEASE_S) as session:
@@ -156,12 +158,21 @@ class Publisher:
             else:
                 for event in batch.events:
                     if event.kv.mod_revision <= until:
-                        entries += source.tell(event.kv, None if event.deleted else source.read(event.kv))
+                        entries += self._read_again(event)
             for at in range(0, len(entries), APPEND_MAX):
                 await journal.append(entries[at : at + APPEND_MAX])
             self._published.inc(len(entries))
             if batch.revision >= until:
                 return
+
+    def _read_again(self, event: Event) -> list[Entry]:
+        """The events of a change; none when its record is damaged: what comes after it is to be told all the same."""
+        source = self._source
+        try:
+            return source.tell(event.kv, None if event.deleted else source.read(event.kv))
+        except Internal as damage:
+            self._log.warning("a change is not told", why=damage.message, revision=event.kv.mod_revision)
+            return []
 
     async def _newest(self, journal: Journal) -> int:
         """The newest revision that has an event in the journal; 0 when it is empty."""

@@ -53,7 +53,7 @@ from ifabric.store.base import (
     TxnResult,
     absent,
 )
-from ifabric.store.waiting import SHARED_OPS_MAX, Waiting, WaitingRoom
+from ifabric.store.waiting import Waiting, WaitingRoom
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -62,9 +62,10 @@ if TYPE_CHECKING:
     from ifabric.metrics import Metrics
 
 INCARNATION_KEY = b"fabric/incarnation"
-#: operations of a request at all: it is folded into groups of `SHARED_OPS_MAX`
+#: operations of a request at all: it is folded into groups of `FOLD_OPS`
 REQUEST_OPS_MAX = 1000
-COMPARES_MAX = 110
+FOLD_OPS = 12
+COMPARES_MAX = 114
 QUEUE_MAX = 16_384
 PROBE_S = 0.25
 #: a batch without an answer for this long, and nothing new is accepted: longer than etcd takes over a lost packet or a
@@ -345,10 +346,12 @@ def _witnessed(seen: object, witness: Put) -> Outcome | None:
 
 
 def _folded(ops: tuple[Put | Delete | Get, ...]) -> tuple[Put | Delete | Get | Txn, ...]:
-    """Many operations as a few nested transactions of them, within etcd's count."""
-    if len(ops) <= SHARED_OPS_MAX:
+    """Many operations as nested transactions of a few, within etcd's count: the compares and the largest group count
+    together.
+    """
+    if len(ops) <= FOLD_OPS:
         return ops
-    return tuple(Txn((), ops[at : at + SHARED_OPS_MAX]) for at in range(0, len(ops), SHARED_OPS_MAX))
+    return tuple(Txn((), ops[at : at + FOLD_OPS]) for at in range(0, len(ops), FOLD_OPS))
 
 
 def _flat(answers: tuple[Got | Deleted | Done | TxnResult, ...]) -> tuple[Got | Deleted | Done | TxnResult, ...]:

@@ -457,6 +457,35 @@ async def test_two_hundred_of_the_same_at_once_are_charged_once(target: Governed
     await target.unharmed()
 
 
+async def test_a_crowd_that_is_refused_at_once_is_told_so_by_transactions_that_etcd_takes(target: Governed) -> None:
+    """A refusal is confirmed by comparing what it was decided on: of ninety accounts that is too much for one."""
+    crowd = [f"crowd{n}" for n in range(90)]
+    await target.well(wire.SetAccount, account="crowd", limit_micro_usd=999)
+    for session in crowd:
+        await target.well(coordinator.Hello, session=session, account=f"crowd/{session}", ttl_s=600)
+    asked = [target.tell(wire.Reserve, session=session, hold="h", amount_micro_usd=1_000) for session in crowd]
+    assert {answer.code for answer in await asyncio.gather(*asked)} == {"budget_short"}
+    await target.unharmed()
+
+
+async def test_a_completion_that_opens_many_tasks_shares_its_transaction_with_no_more_than_fits(
+    target: Governed,
+) -> None:
+    crowd = [f"many{n}" for n in range(60)]
+    for session in crowd:
+        await target.well(coordinator.Hello, session=session, account=f"many/{session}", ttl_s=600)
+    first = crowd[0]
+    opened = [{"id": f"opened{n}", "depends_on": ["opener"], "needs": ["nobody"]} for n in range(60)]
+    await target.well(coordinator.Submit, session=first, tasks=[{"id": "opener"}, *opened])
+    claim = await target.well(coordinator.Claim, session=first, task="opener", hold_micro_usd=5)
+    done = {"task": "opener", "fence": claim["fence"], "cost_micro_usd": 3}
+    asked = [target.tell(wire.Spend, session=session, entry="e", amount_micro_usd=1) for session in crowd]
+    asked.insert(40, target.tell(coordinator.Complete, session=first, **done))
+    assert {answer.code for answer in await asyncio.gather(*asked)} == {"ok"}
+    assert await target.line("many") == (60 + 3, 0)
+    await target.unharmed()
+
+
 async def test_a_message_without_a_reply_is_carried_out_and_a_bad_one_forgotten(target: Governed) -> None:
     await target.well(coordinator.Hello, session="mute", account="mute", ttl_s=600)
     for data in (*NOT_AN_OBJECT, b'{"entry":"e","amount_micro_usd":3}'):

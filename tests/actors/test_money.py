@@ -555,6 +555,19 @@ async def test_a_damaged_record_is_named_and_nothing_is_decided_on_it(world: Wor
     assert daemon.counted("if_governor_requests_total", verb="commit", outcome="done") == 0
 
 
+async def test_a_record_that_was_damaged_once_keeps_no_event_from_being_told(world: World) -> None:
+    store = await world.store()
+    await store.txn(Txn((), (Put(records.hold_key("x", "h"), b"{"),)))
+    await store.txn(Txn((), (Delete(records.hold_key("x", "h")),)))
+    await world.daemon(governor={})
+    await limit(world, "after-damage", 5)
+    journal = await (await world.connection()).journal(subjects.EVENT_STREAM)
+    async with asyncio.timeout(20):
+        async for entry in journal.read(after_seq=0, subject=subjects.event("budget", "account")):
+            if msgspec.json.decode(entry.data, type=wire.BudgetEvent).account == "after-damage":
+                break
+
+
 async def test_what_is_long_over_is_forgotten_and_what_still_counts_is_kept(world: World) -> None:
     daemon = await world.daemon(governor={})
     await limit(world, "acme", 100)

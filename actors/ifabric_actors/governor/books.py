@@ -86,6 +86,9 @@ class Memory:
         if kv is None:
             self._sums[place] = _Sum(_EMPTY, 0)
             return None
+        known = self._sums.get(place)
+        if known is not None and known.mod_revision == kv.mod_revision:
+            return known.tally  # most of what the watch tells was committed here
         tally = records.tally(kv)
         self.learn_sum(place, tally, kv.mod_revision)
         return tally

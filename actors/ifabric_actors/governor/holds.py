@@ -32,6 +32,8 @@ GRACE_MS = 2_000
 #: how often the ends of holds by time are looked at
 TICK_S = 0.25
 OWNER = " holds"
+#: own commits whose echo is still awaited
+ECHOES_MAX = 10_000
 
 
 class Open(NamedTuple):
@@ -50,13 +52,25 @@ class Holds:
         self.of_claim: defaultdict[str, set[bytes]] = defaultdict(set)
         self.ends: list[tuple[int, bytes]] = []
         self.on_ended: Callable[[Hold], None] | None = None
+        self._mine: dict[bytes, Open] = {}
 
     def take(self, kv: KV) -> Hold:
-        hold = records.hold(kv)
-        self.put(kv.key, hold, kv.mod_revision)
+        mine = self._mine.pop(kv.key, None)
+        if mine is not None and mine.mod_revision == kv.mod_revision:
+            hold = mine.hold  # our own commit, which is known already
+        else:
+            hold = records.hold(kv)
+            self.put(kv.key, hold, kv.mod_revision)
         if hold.state != "open" and self.on_ended is not None:
             self.on_ended(hold)
         return hold
+
+    def committed(self, key: bytes, hold: Hold, mod_revision: int) -> None:
+        """A record that this daemon has committed: its echo from the watch need not be read."""
+        self.put(key, hold, mod_revision)
+        self._mine[key] = Open(hold, mod_revision)
+        if len(self._mine) > ECHOES_MAX:
+            del self._mine[next(iter(self._mine))]
 
     def put(self, key: bytes, hold: Hold, mod_revision: int) -> None:
         """A newer record of a hold."""
@@ -209,4 +223,4 @@ class Sweeper:
             return  # the next pass tries again
         if posted.outcome.succeeded:
             self._expired.inc()
-            self._holds.put(key, posted.answer, posted.outcome.revision)
+            self._holds.committed(key, posted.answer, posted.outcome.revision)

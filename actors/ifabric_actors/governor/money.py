@@ -119,7 +119,7 @@ class Money:
                 settled = settle(hold, path)
                 books.put(settled.path)
                 compares = (absent(key), *work.compares)
-                return self._draft(caller, message, compares, key, settled, reply(settled), *leases)
+                return self._draft(caller, message, compares, key, settled, _once(reply(settled)), *leases)
 
             accounts = wire.path_of(account)
             places = ((TASK + work.task, "total"),) if work.budget_micro_usd is not None else ()
@@ -205,8 +205,8 @@ class Money:
                 if kv is None:
                     raise UnknownHold(hold=message.hold)
                 hold, revision = records.hold(kv), kv.mod_revision
-            foreseen = settle(hold, ())  # refuses what cannot be ended in this way, before any account is looked at
-            if foreseen.again:
+            # what has ended is refused, or answered again, before any account is looked at
+            if hold.state != "open" and settle(hold, ()).again:
                 answer = reply(Settled(hold, await self._office.lines(hold), again=True))
                 if await self._office.keep(message, caller, key, revision, answer):
                     return answer
@@ -218,7 +218,7 @@ class Money:
                 settled = settle(hold, books.at(hold.on))
                 books.put(settled.path)
                 compares = (unchanged(key, revision),)
-                return self._draft(caller, message, compares, key, settled, reply(settled), *leases)
+                return self._draft(caller, message, compares, key, settled, _once(reply(settled)), *leases)
 
             try:
                 posted = await self._teller.post(Posting(standing(hold), hold.on, keys, make, caller.session))
@@ -287,7 +287,7 @@ class Money:
 
     def _done(self, verb: str, key: bytes, answer: tuple[Hold, Any], revision: int) -> Any:
         hold, reply = answer
-        self._holds.put(key, hold, revision)
+        self._holds.committed(key, hold, revision)
         self._outcomes[verb, "done"].inc()
         if hold.charged:
             self._charged[hold.usage.purpose if hold.usage is not None else "work"].inc(hold.charged)
@@ -298,6 +298,11 @@ class Money:
                 "a hold was committed after its end", session=hold.session, account=hold.account, charged=hold.charged
             )
         return reply
+
+
+def _once(reply: Any) -> msgspec.Raw:
+    """A reply as bytes, for the receipt and for the caller."""
+    return msgspec.Raw(records.encode(reply))
 
 
 def _charged(settled: Settled) -> wire.CommitReply:

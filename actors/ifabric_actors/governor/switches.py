@@ -39,7 +39,9 @@ class Switches:
     def __init__(self, context: Context, receipts: Receipts, mirror: Mirror) -> None:
         self._context, self._receipts, self._mirror = context, receipts, mirror
         self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
-        self._transitions = {to: context.metrics.counter("if_governor_breaker_transitions_total", to=to) for to in STATES}
+        self._transitions = {
+            to: context.metrics.counter("if_governor_breaker_transitions_total", to=to) for to in STATES
+        }
 
     async def change(self, name: str, owner: str, decide: Decide) -> Circuit:
         """Decides and commits until it goes through; the breaker then.

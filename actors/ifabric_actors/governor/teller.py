@@ -39,7 +39,7 @@ from ifabric_actors.governor.ledger import BehindError
 from ifabric_actors.governor.records import Hold
 
 #: etcd counts the compares of a transaction, and the largest group of operations inside it, to 128
-COMPARES_MAX = 84
+COMPARES_MAX = 100
 OPS_MAX = 300
 #: rounds that a posting may lose to other daemons before it is told that the fabric is overloaded
 ROUNDS_MAX = 64
