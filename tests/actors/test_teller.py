@@ -291,3 +291,43 @@ async def test_a_forgetful_memory_asks_etcd_again(bank: Bank, monkeypatch: pytes
     assert len(teller.memory._sums) < 15
     assert await bank.tally("acme") == Tally(held=30)
     assert await bank.tally("acme/t3") == Tally(held=3)
+
+
+async def test_a_crowd_that_is_refused_with_accounts_of_its_own_is_answered_in_transactions_that_are_not_too_large(
+    bank: Bank,
+) -> None:
+    await bank.limit("acme", 5)
+    teller = await bank.teller()
+    posted = await all_posted(teller, *(hold(f"h{n}", f"acme/t{n}/@s{n}", 6) for n in range(150)))
+    assert all(isinstance(one, BudgetShort) for one in posted)
+
+
+async def test_a_posting_with_many_keys_of_its_own_finds_room_among_others(bank: Bank) -> None:
+    teller = await bank.teller()
+    many = tuple(absent(b"tasks/%d" % n) for n in range(60))
+    wide = hold("wide", "acme/a/b/c/d/e/f/g/@s", 1, also=many)
+    wide = wide._replace(keys=(*wide.keys, *(compare.key for compare in many)))
+    crowd = [hold(f"h{n}", f"acme/t{n % 7}", 1) for n in range(60)]
+    posted = await all_posted(teller, *crowd[:30], wide, *crowd[30:])
+    assert all(isinstance(one, Posted) and one.outcome.succeeded for one in posted)
+    assert await bank.tally("acme") == Tally(held=61)
+
+
+async def test_a_bug_while_a_transaction_is_carried_out_is_told_to_everyone_in_it(
+    bank: Bank, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = await bank.teller()
+    await one.post(hold("warm", "acme", 1))
+    raised: list[str] = []
+    asyncio.get_running_loop().set_exception_handler(lambda loop, about: raised.append(str(about.get("exception"))))
+
+    def broken(self: Any, *seen: Any) -> Any:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(teller.Teller, "_request", broken)
+    async with asyncio.timeout(5):
+        posted = await all_posted(one, *(hold(f"h{n}", "acme", 1) for n in range(3)))
+    assert [type(what) for what in posted] == [RuntimeError] * 3
+    monkeypatch.undo()
+    assert (await one.post(hold("after", "acme", 1))).outcome.succeeded
+    asyncio.get_running_loop().set_exception_handler(None)

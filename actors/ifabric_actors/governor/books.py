@@ -264,6 +264,12 @@ class Books:
             self.size += 1 if revision else 2
         return line
 
+    def unseen(self, names: Iterable[str], places: Iterable[Place]) -> int:
+        """How many more compares there will be, at the most, once these were looked at: a tally's and its limit's."""
+        lines = self._lines
+        new = {(name, window_of(self._limit(name).window, self.now_ms)) for name in names} | set(places)
+        return 2 * sum(place not in lines for place in new)
+
     # -- the transaction ----------------------------------------------------------------------------------------------
 
     def compares(self) -> list[Compare]:

@@ -32,15 +32,16 @@ from ifabric.clock import Clock
 from ifabric.errors import FabricError, Overloaded
 from ifabric.metrics import Metrics
 from ifabric.store.base import Compare, Get, Got, Put, fulfilled
-from ifabric.store.commit import Committer, Outcome, Request
+from ifabric.store.commit import COMPARES_MAX, Committer, Outcome, Request
 from ifabric_actors.governor import records
 from ifabric_actors.governor.books import TASK, Books, Memory, Place
 from ifabric_actors.governor.ledger import BehindError
 from ifabric_actors.governor.records import Hold
 
-#: etcd counts the compares of a transaction, and the largest group of operations inside it, to 128
-COMPARES_MAX = 100
-OPS_MAX = 300
+#: what one transaction of the group commit may compare, and write
+TOGETHER_MAX, OPS_MAX = COMPARES_MAX, 300
+#: compares that a posting may have besides those of its accounts and of the keys that it writes
+OWN_MAX = 4
 #: rounds that a posting may lose to other daemons before it is told that the fabric is overloaded
 ROUNDS_MAX = 64
 READ_AT_ONCE = 20
@@ -143,6 +144,7 @@ class Teller:
         """Works the queue off."""
         queue = self._queues[root]
         slot = self._slots.pop() if self._slots else self._new_slot()
+        batch: list[_Waiting] = []
         again: list[_Waiting] = []
         try:
             while queue or again:
@@ -155,10 +157,9 @@ class Teller:
                     await self._look_again(attempt.behind)
                 self.memory.trim()
         except BaseException as error:  # a bug, or the end of the process: whoever waits is told, and it is raised
-            for waiting in (*again, *queue):
-                _tell(
-                    waiting, error if isinstance(error, FabricError) else RuntimeError(f"the teller ended: {error!r}")
-                )
+            ended = error if isinstance(error, FabricError) else RuntimeError(f"the teller ended: {error!r}")
+            for waiting in (*batch, *again, *queue):
+                _tell(waiting, ended)
             queue.clear()
             raise
         finally:
@@ -174,7 +175,7 @@ class Teller:
 
         The moment (ms since the epoch) as of which they are known.
         """
-        while queue and len(batch) < COMPARES_MAX:
+        while queue and len(batch) < TOGETHER_MAX:
             batch.append(queue.popleft())
         while True:  # twice at most, but around midnight: an account's limit says which of its tallies counts
             now_ms = self._clock.wall_ms()
@@ -212,6 +213,11 @@ class Teller:
             if not keys.isdisjoint(posting.keys):
                 later.append(waiting)
                 continue
+            # at the most; what was refused is compared too
+            most = len(posting.keys) + OWN_MAX + books.unseen(posting.accounts, posting.places)
+            if (attempt.drafts or attempt.refused) and (compares + books.size + most > TOGETHER_MAX or ops > OPS_MAX):
+                later += batch[at:]
+                break
             try:
                 draft = posting.make(books)
             except FabricError as refusal:
@@ -228,9 +234,6 @@ class Teller:
             keys.update(posting.keys)
             compares += len(draft.request.compares)
             ops += len(draft.request.then)
-            if compares + books.size > COMPARES_MAX or ops > OPS_MAX:
-                later += batch[at + 1 :]
-                break
         queue.extendleft(reversed(later))
         return attempt
 
@@ -249,7 +252,7 @@ class Teller:
     async def _carry_out(self, attempt: _Attempt, slot: int) -> list[_Waiting]:
         """One transaction; who is to be decided again."""
         request = self._request(attempt, slot)
-        everyone = [waiting for waiting, _ in (*attempt.drafts, *attempt.refused)]
+        everyone = [*(waiting for waiting, _ in attempt.drafts), *(waiting for waiting, _ in attempt.refused)]
         try:
             outcome = await self._committer.commit(request)
         except FabricError as error:
