@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 from cyclopts import Parameter
 from rich.text import Text
@@ -12,9 +12,6 @@ from ifabric.cli.connect import with_client
 from ifabric.cli.options import Json, Where, amount
 from ifabric.cli.output import money, out, plain, print_json, print_table, usd
 from ifabric.wire import governor as wire
-
-if TYPE_CHECKING:
-    from ifabric.client import Client
 
 #: characters of a bar, and what it is drawn with: spent, held, available
 BAR = 16
@@ -44,7 +41,7 @@ def show(account: AnyAccount = None, *, json: Json = False, where: Where | None 
         out.print("[dim]no account is limited or was charged yet: ifabric budget set acme 100[/]")
     if found.holds:
         out.print(
-            f"[dim]{len(found.holds)}{'+' if found.more else ''} open hold(s): ifabric budget holds {plain(account)}[/]"
+            f"[dim]{len(found.holds)}{'+' if found.more else ''} open hold(s): ifabric budget holds{plain(f' {account}') if account else ''}[/]"
         )
     return 0
 
@@ -85,7 +82,8 @@ def holds(account: AnyAccount = None, *, json: Json = False, where: Where | None
 
         ifabric budget holds acme
     """
-    found, more = with_client(where, None, lambda c: _open_holds(c, account))
+    asked = with_client(where, None, lambda c: c.balance(account, tree=account is None))
+    found, more = asked.holds, asked.more
     if json:
         print_json({"holds": found, "more": more})
         return 0
@@ -109,17 +107,6 @@ def holds(account: AnyAccount = None, *, json: Json = False, where: Where | None
 
 
 # -- inside ----------------------------------------------------------------------------------------------------------
-
-
-async def _open_holds(client: Client, account: str | None) -> tuple[list[wire.HoldLine], bool]:
-    """The open holds on an account, or on every root; and whether there are more."""
-    if account is not None:
-        found = await client.balance(account)
-        return list(found.holds), found.more
-    every = await client.balance(tree=True)
-    roots = sorted({line.account.partition("/")[0] for line in every.below})
-    pages = [await client.balance(root) for root in roots] if not every.holds else [every]
-    return [line for page in pages for line in page.holds], any(page.more for page in pages)
 
 
 def _table(lines: Sequence[wire.Line]) -> None:

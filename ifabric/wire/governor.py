@@ -124,7 +124,7 @@ class Balance(Request, frozen=True, kw_only=True, omit_defaults=True):
 
     component: ClassVar = "governor"
     verb: ClassVar = "balance"
-    #: default: the session's own
+    #: default: the session's own; with `tree`, every account
     account: Account | None = None
     #: the accounts below it too
     tree: bool = False

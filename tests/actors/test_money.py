@@ -259,6 +259,7 @@ async def test_a_balance_shows_the_path_the_open_holds_and_what_is_below(world: 
     assert (await ask(world, "balance", "b"))["path"][-1]["account"] == "acme/y/@b"
     everything = await ask(world, "balance", "op", tree=True)
     assert [one["account"] for one in everything["below"]] == ["acme", *[one["account"] for one in found["below"]]]
+    assert [one["hold"] for one in everything["holds"]] == ["h"]
 
 
 # -- the end of an owner ----------------------------------------------------------------------------------------------

@@ -28,7 +28,7 @@ class Budgets:
         self._office.refuse_without_budgets()
         memory = self._teller.memory
         if message.account is None and message.tree:
-            return wire.BalanceReply(path=(), holds=(), below=self._below(""))
+            return self._reply((), self._below(""), self._holds_on(None))
         account = message.account
         if account is None:
             seat = await self._office.seat(caller.session)
@@ -39,20 +39,22 @@ class Budgets:
         below = self._below(account + "/") if message.tree else ()
         if message.account is not None and not memory.exists(lines[-1]) and not below:
             raise UnknownAccount(f"there is no account {account}", account=account)
-        held = self._holds_on(account)
-        return wire.BalanceReply(
-            path=told(lines),
-            holds=tuple(held[: wire.HOLDS_SHOWN_MAX]),
-            more=len(held) > wire.HOLDS_SHOWN_MAX,
-            below=below,
-        )
+        return self._reply(told(lines), below, self._holds_on(account))
+
+    @staticmethod
+    def _reply(
+        path: tuple[wire.Line, ...], below: tuple[wire.Line, ...], holds: list[wire.HoldLine]
+    ) -> wire.BalanceReply:
+        shown = tuple(holds[: wire.HOLDS_SHOWN_MAX])
+        return wire.BalanceReply(path=path, holds=shown, more=len(holds) > len(shown), below=below)
 
     def _below(self, prefix: str) -> tuple[wire.Line, ...]:
         now_ms, memory = self._clock.wall_ms(), self._teller.memory
         names = sorted(name for name in memory.names() if name.startswith(prefix) and not name.startswith(TASK))
         return tuple(memory.line(name, now_ms).told() for name in names)
 
-    def _holds_on(self, account: str) -> list[wire.HoldLine]:
+    def _holds_on(self, account: str | None) -> list[wire.HoldLine]:
+        """The open holds that stand on an account; on any, without one."""
         now_ms = self._clock.wall_ms()
         return [
             wire.HoldLine(
@@ -66,7 +68,7 @@ class Budgets:
                 expires_in_s=max(0, hold.expires_at - now_ms) / 1000 if hold.expires_at else None,
             )
             for key, (hold, _) in self._holds.open.items()
-            if any(name == account for name, _ in hold.on)
+            if account is None or any(name == account for name, _ in hold.on)
         ]
 
     async def set_account(self, message: wire.SetAccount, caller: Caller) -> Any:
