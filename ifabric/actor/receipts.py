@@ -19,8 +19,8 @@ import msgspec
 
 from ifabric.cancellation import cancel_and_wait
 from ifabric.clock import Clock
-from ifabric.errors import Conflict, Internal
-from ifabric.store.base import KV, Put, Store
+from ifabric.errors import Conflict
+from ifabric.store.base import KV, Put, Store, record
 from ifabric.wire.envelope import Mutation, Request, encode
 
 RECEIPTS = b"receipts/"
@@ -55,10 +55,7 @@ def digest(message: Request) -> str:
 
 def replayed(kv: KV, message: Request) -> msgspec.Raw:
     """The first answer to this request. `Conflict` when the same id asked for something else."""
-    try:
-        first = _receipts.decode(kv.value)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-        raise Internal(f"the record {kv.key.decode(errors='replace')} is damaged: {error}") from error
+    first = record(_receipts, kv)
     if first.verb != message.verb or first.digest != digest(message):
         raise Conflict(f"request id was used before, for another {first.verb}", verb=first.verb)
     return first.reply

@@ -40,9 +40,8 @@ def show(account: AnyAccount = None, *, json: Json = False, where: Where | None 
     if not lines:
         out.print("[dim]no account is limited or was charged yet: ifabric budget set acme 100[/]")
     if found.holds:
-        out.print(
-            f"[dim]{len(found.holds)}{'+' if found.more else ''} open hold(s): ifabric budget holds{plain(f' {account}') if account else ''}[/]"
-        )
+        which = f" {plain(account)}" if account else ""
+        out.print(f"[dim]{len(found.holds)}{'+' if found.more else ''} open hold(s): ifabric budget holds{which}[/]")
     return 0
 
 

@@ -12,7 +12,9 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
 from enum import StrEnum
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, TypeVar
+
+import msgspec
 
 from ifabric.errors import Internal
 
@@ -205,6 +207,17 @@ def prefix_end(prefix: bytes) -> bytes:
     """The end of the range of all keys that start with `prefix` (ASCII, not empty)."""
     assert prefix and prefix[-1] < 0x7F, "keys are ASCII"
     return prefix[:-1] + bytes((prefix[-1] + 1,))
+
+
+T = TypeVar("T")
+
+
+def record(decoder: msgspec.json.Decoder[T], kv: KV) -> T:
+    """The record at a key. `Internal`, naming the key, when it is not one of ours."""
+    try:
+        return decoder.decode(kv.value)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise Internal(f"the record {kv.key.decode(errors='replace')} is damaged: {error}") from error
 
 
 # -- the compares that the fabric uses ------------------------------------------------------------------------------

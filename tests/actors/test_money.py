@@ -362,7 +362,7 @@ async def test_fifty_agents_claim_with_holds_and_the_budget_ends_before_the_task
     "way", ["complete", "complete with a cost", "fail", "fail with a cost", "release", "cancel", "bye"]
 )
 async def test_however_a_claim_ends_its_hold_ends_with_it(world: World, way: str) -> None:
-    await world.daemon(governor={})
+    daemon = await world.daemon(governor={})
     claim = await claimed(world, "T", hold_micro_usd=10)
     body: dict[str, Any] = {"task": "T", "fence": claim["fence"]}
     cost = {"cost_micro_usd": 7, "usage": {"purpose": "coordination", "tokens_in": 5}} if "cost" in way else {}
@@ -384,6 +384,7 @@ async def test_however_a_claim_ends_its_hold_ends_with_it(world: World, way: str
     assert (hold.state, hold.charged) == (("committed", 7) if cost else ("expired", 0))
     if cost:
         assert hold.usage is not None and (hold.usage.purpose, hold.usage.tokens_in) == ("coordination", 5)
+        assert daemon.counted("if_governor_charged_micro_usd_total", purpose="coordination") == 7
     assert kv.mod_revision == (await store.get(board.task_key("T"))).mod_revision
     assert board.stored(await store.get(board.task_key("T"))).task.hold is None
 

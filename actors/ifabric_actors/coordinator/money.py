@@ -38,6 +38,7 @@ class Paid(NamedTuple):
     hold: TaskHold | None
     compares: tuple[Any, ...]
     puts: tuple[Put, ...]
+    usage: Usage | None = None
 
 
 class Payment(NamedTuple):
@@ -130,7 +131,7 @@ class Purse:
             if settled.again:
                 return Paid(reply, None, (compare,), ())
             books.put(settled.path)
-            return Paid(reply, None, (compare,), (Put(key, money.encode(settled.hold), ended),))
+            return Paid(reply, None, (compare,), (Put(key, money.encode(settled.hold), ended),), usage)
 
         return Payment(key, standing(hold), hold.on, pay)
 
@@ -152,7 +153,7 @@ class Purse:
             settled = ledger.costed(hold, path, cost, usage=usage, now=books.now_ms)
             books.put(settled.path)
             reply = {"charged": cost, "overdraft": settled.hold.overdraft}
-            return Paid(reply, None, (absent(key),), (Put(key, money.encode(settled.hold), ended),))
+            return Paid(reply, None, (absent(key),), (Put(key, money.encode(settled.hold), ended),), usage)
 
         places = ((TASK + task.spec.id, "total"),) if budget is not None else ()
         return Payment(key, path_of(account), places, pay)
@@ -197,7 +198,7 @@ class _Meters:
         if done is not None:
             done.inc()
         if paid.reply.get("charged"):
-            self._charged["work"].inc(paid.reply["charged"])
+            self._charged[paid.usage.purpose if paid.usage is not None else "work"].inc(paid.reply["charged"])
             self._overdrafts.inc(paid.reply["overdraft"])
 
 

@@ -12,12 +12,11 @@ and with which request id: it is the truth that events and audit are made from.
 from __future__ import annotations
 
 import hashlib
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 import msgspec
 
-from ifabric.errors import Internal
-from ifabric.store.base import KV, Compare, unchanged
+from ifabric.store.base import KV, Compare, record, unchanged
 from ifabric.wire.coordinator import State, TaskSpec
 from ifabric_actors.governor.matching import Offer
 
@@ -111,27 +110,19 @@ class Seat(NamedTuple):
         return Offer(self.capabilities, frozenset(self.session.accepts))
 
 
-T = TypeVar("T", bound=msgspec.Struct)
 encode = msgspec.json.Encoder().encode
 _tasks = msgspec.json.Decoder(Task)
 _sessions = msgspec.json.Decoder(Session)
 
 
-def _read(decoder: msgspec.json.Decoder[T], kv: KV) -> T:
-    try:
-        return decoder.decode(kv.value)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-        raise Internal(f"the record {kv.key.decode(errors='replace')} is damaged: {error}") from error
-
-
 def stored(kv: KV) -> Stored:
     """The task at a key. `Internal`, naming the key, when it is not one of ours."""
-    return Stored(_read(_tasks, kv), kv.mod_revision, kv.create_revision)
+    return Stored(record(_tasks, kv), kv.mod_revision, kv.create_revision)
 
 
 def seat(kv: KV) -> Seat:
     """The session at a key."""
-    session = _read(_sessions, kv)
+    session = record(_sessions, kv)
     return Seat(session, kv.lease, kv.mod_revision, frozenset(session.capabilities))
 
 

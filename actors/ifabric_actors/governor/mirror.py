@@ -8,8 +8,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from ifabric.store.base import KV
-from ifabric_actors.governor import records
+from ifabric.store.base import KV, record
 from ifabric_actors.governor.circuit import UNKNOWN, Circuit, Window
 
 _circuits = msgspec.json.Decoder(Circuit)
@@ -17,7 +16,7 @@ _circuits = msgspec.json.Decoder(Circuit)
 
 def circuit_of(kv: KV) -> Circuit:
     """The record at a breaker's key. `Internal`, naming the key, when it is not one of ours."""
-    return records.read(_circuits, kv)
+    return record(_circuits, kv)
 
 
 class Known(NamedTuple):

@@ -13,12 +13,9 @@ Amounts are whole micro-USD. Values are JSON, for `etcdctl get` to show.
 
 from __future__ import annotations
 
-from typing import TypeVar
-
 import msgspec
 
-from ifabric.errors import Internal
-from ifabric.store.base import KV
+from ifabric.store.base import KV, record
 from ifabric.wire.envelope import Usage
 from ifabric.wire.governor import HoldState, Window
 
@@ -80,31 +77,22 @@ class Hold(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc=Fal
     request: str = ""
 
 
-T = TypeVar("T", bound=msgspec.Struct)
 encode = msgspec.json.Encoder().encode
 _accounts = msgspec.json.Decoder(Account)
 _tallies = msgspec.json.Decoder(Tally)
 _holds = msgspec.json.Decoder(Hold)
 
 
-def read(decoder: msgspec.json.Decoder[T], kv: KV) -> T:
-    """The record at a key. `Internal`, naming the key, when it is not one of ours."""
-    try:
-        return decoder.decode(kv.value)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-        raise Internal(f"the record {kv.key.decode(errors='replace')} is damaged: {error}") from error
-
-
 def account(kv: KV) -> Account:
-    return read(_accounts, kv)
+    return record(_accounts, kv)
 
 
 def tally(kv: KV) -> Tally:
-    return read(_tallies, kv)
+    return record(_tallies, kv)
 
 
 def hold(kv: KV) -> Hold:
-    return read(_holds, kv)
+    return record(_holds, kv)
 
 
 def account_key(name: str) -> bytes:
