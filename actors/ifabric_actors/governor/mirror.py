@@ -9,6 +9,7 @@ from typing import NamedTuple
 import msgspec
 
 from ifabric.store.base import KV, record
+from ifabric_actors.governor import records
 from ifabric_actors.governor.circuit import UNKNOWN, Circuit, Window
 
 _circuits = msgspec.json.Decoder(Circuit)
