@@ -60,6 +60,14 @@ async def freed(world: World, account: str, spent: int = 0) -> None:
     await eventually(is_freed)
 
 
+def budget_event(data: bytes) -> list[wire.BudgetEvent]:
+    """The event in a message; none in what other tests have put into the journal, which they share."""
+    try:
+        return [msgspec.json.decode(data, type=wire.BudgetEvent)]
+    except msgspec.DecodeError:
+        return []
+
+
 async def stored_hold(world: World, session: str, name: str) -> Any:
     store = await world.store()
     return await store.get(records.hold_key(session, name))
@@ -496,9 +504,7 @@ async def test_what_was_committed_is_told_as_events_in_order(world: World) -> No
     told: list[wire.BudgetEvent] = []
     async with asyncio.timeout(20):
         async for entry in journal.read(after_seq=0, subject=subjects.event("budget", ">")):
-            event = msgspec.json.decode(entry.data, type=wire.BudgetEvent)
-            if event.account.startswith("told"):  # the real journal is shared by the tests
-                told.append(event)
+            told += [event for event in budget_event(entry.data) if event.account.startswith("told")]
             if told and told[-1].event == "expired":
                 break
     happened = [event.event for event in told]
@@ -566,7 +572,7 @@ async def test_a_record_that_was_damaged_once_keeps_no_event_from_being_told(wor
     journal = await (await world.connection()).journal(subjects.EVENT_STREAM)
     async with asyncio.timeout(20):
         async for entry in journal.read(after_seq=0, subject=subjects.event("budget", "account")):
-            if msgspec.json.decode(entry.data, type=wire.BudgetEvent).account == "after-damage":
+            if any(event.account == "after-damage" for event in budget_event(entry.data)):
                 break
 
 

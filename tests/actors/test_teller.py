@@ -331,3 +331,92 @@ async def test_a_bug_while_a_transaction_is_carried_out_is_told_to_everyone_in_i
     monkeypatch.undo()
     assert (await one.post(hold("after", "acme", 1))).outcome.succeeded
     asyncio.get_running_loop().set_exception_handler(None)
+
+
+def limiting(account: str, limit: int | None, window: Any = "total") -> Posting:
+    """An operator sets a limit."""
+    key = records.account_key(account)
+
+    def make(books: Books) -> Draft:
+        books.found(account, Account(limit=limit, window=window, by="op"))
+        return Draft(Request((), ()))
+
+    now_ms = CLOCK.wall_ms()
+    windows: tuple[Any, ...] = ("total", "day", "month")
+    places = tuple((account, ledger.window_of(kind, now_ms)) for kind in windows)
+    return Posting(path_of(account), places, (key,), make, "op")
+
+
+async def test_a_limit_and_what_is_decided_around_it_in_one_transaction_see_each_other(bank: Bank) -> None:
+    one = await bank.teller()
+    await one.post(hold("warm", "acme", 1))
+    posted = await all_posted(
+        one, hold("a", "acme", 4), limiting("acme", 8), hold("b", "acme", 4), hold("c", "acme", 3)
+    )
+    assert [type(what) for what in posted] == [Posted, Posted, BudgetShort, Posted]
+    assert await bank.tally("acme") == Tally(held=8)
+
+
+async def test_a_limit_of_another_kind_of_window_stops_who_still_counts_by_the_old_one(bank: Bank) -> None:
+    await bank.limit("acme", 100)
+    one, other = await bank.teller(), await bank.teller()
+    await one.post(hold("a", "acme", 1))
+    await other.post(limiting("acme", 5, "month"))
+    with pytest.raises(BudgetShort) as short:
+        await one.post(hold("b", "acme", 6))
+    assert (short.value.facts["limit"], short.value.facts["held"]) == (5, 0)
+
+
+class Tomorrow(SystemClock):
+    """A clock that a test moves on by days."""
+
+    days = 0
+
+    def wall_ms(self) -> int:
+        return super().wall_ms() + self.days * 86_400_000
+
+
+async def test_a_day_begins_under_the_limit_of_now_and_not_under_one_that_was_known_yesterday(bank: Bank) -> None:
+    clock = Tomorrow()
+    committers = [Committer(bank.store, clock, bank.metrics, timeout_s=2.0) for _ in range(2)]
+    for committer in committers:
+        await committer.start()
+    one, other = (Teller(committer, clock, bank.metrics, 1_000) for committer in committers)
+    await one.post(limiting("acme", 100, "day"))
+    await one.post(hold("a", "acme", 90))
+    with pytest.raises(BudgetShort):
+        await one.post(hold("b", "acme", 20))
+    await other.post(limiting("acme", 10, "day"))
+    clock.days = 1
+    with pytest.raises(BudgetShort) as short:
+        await one.post(hold("c", "acme", 20))
+    assert (short.value.facts["limit"], short.value.facts["held"]) == (10, 0)
+    assert (await one.post(hold("d", "acme", 10))).outcome.succeeded
+    for committer in committers:
+        await committer.stop()
+
+
+async def test_a_tasks_budget_counts_also_when_somebody_who_does_not_know_it_looked_at_its_account_first(
+    bank: Bank,
+) -> None:
+    one = await bank.teller()
+    place = ("task:T", "total")
+
+    def held_for_the_task(name: str, amount: int) -> Posting:
+        key = records.hold_key("s", name)
+
+        def make(books: Books) -> Draft:
+            books.put(ledger.placed(books.path("acme", task="T", budget_micro_usd=10), amount))
+            return Draft(Request((absent(key),), (Put(key, b"{}"),)))
+
+        return Posting(("acme",), (place,), (key,), make, "s")
+
+    def freed(books: Books) -> Draft:
+        books.put(ledger.freed(books.at((("acme", "total"), place)), 2))
+        return Draft(Request((), ()))
+
+    await one.post(held_for_the_task("a", 6))
+    away = Posting(("acme",), (("acme", "total"), place), (b"freed",), freed, "s")
+    posted = await all_posted(one, away, held_for_the_task("b", 7), held_for_the_task("c", 6))
+    assert [type(what) for what in posted] == [Posted, BudgetShort, Posted]
+    assert posted[1].facts["account"] == "task:T"  # type: ignore[union-attr]

@@ -98,7 +98,7 @@ class Agent:
         attempt = Attempt(self._ledger.moment())
         call.attempts.append(attempt)
         body = dict(call.body) if call.verb == "renew" else {**call.body, "request_id": call.request_id}
-        subject = subjects.request(call.component, call.verb, self.name)
+        subject = subjects.request(call.component, call.verb, self.name, admin=call.verb == "account")
         asked = asyncio.ensure_future(self._bus.request(subject, msgspec.json.encode(body), timeout_s=1e6))
         timer = asyncio.ensure_future(self._clock.sleep(PATIENCE_S))
         try:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from ifabric.testing.memory_store import MemoryEtcd
 from ifabric_actors.coordinator import records as board
 from ifabric_actors.governor import records
-from ifabric_actors.governor.books import place_of
+from ifabric_actors.governor.books import kind_of, place_of
 from ifabric_actors.governor.ledger import TRANSITIONS
 from ifabric_actors.governor.records import Account, Hold, Tally
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from tests.simulation.agents import Agent, Attempt, Call
 
 #: micro-USD: so little that agents are refused, and so much that they get on
-LIMIT, SESSION_LIMIT = 700, 300
+LIMIT, SESSION_LIMIT = 400, 160
 ORG = "org"
 
 
@@ -38,14 +38,19 @@ class Purse:
         return {"cost_micro_usd": chance.choice([0, 3, 25])} if chance.random() < 0.5 else {}
 
     async def step(self, chance: Any) -> None:
-        """One thing with money."""
+        """One thing with money; now and then, what an operator does."""
         drawn, ask = chance.random(), self._agent.ask
+        if chance.random() < 0.08:
+            limit = chance.choice([None, 100, LIMIT, 3 * LIMIT])
+            window = chance.choice(["total", "total", "day", "month"])
+            await ask("account", component="governor", account=ORG, limit_micro_usd=limit, window=window)
+            return
         if drawn < 0.45:
             self._made += 1
             name = f"h{self._made}"
             body: dict[str, Any] = {"hold": name, "amount_micro_usd": chance.choice([1, 20, 150])}
-            if chance.random() < 0.3:
-                body["ttl_s"] = chance.choice([1, 4])
+            if chance.random() < 0.5:
+                body["ttl_s"] = 1
             claim = self._agent.a_claim()
             if claim is not None and chance.random() < 0.5:
                 body |= {"task": claim[0], "fence": claim[1]}
@@ -55,13 +60,13 @@ class Purse:
             self._made += 1
             await ask("spend", component="governor", entry=f"e{self._made}", amount_micro_usd=chance.choice([1, 9]))
         elif self._holds:
-            name = chance.choice(self._holds[-8:])
+            name = chance.choice(self._holds[-3:])
             if drawn < 0.85:
                 amount = chance.choice([0, 4, 30])
                 answer: Attempt = await ask("commit", component="governor", hold=name, amount_micro_usd=amount)
             else:
                 answer = await ask("void", component="governor", hold=name)
-            if answer.code == "ok" and chance.random() < 0.7 and name in self._holds:
+            if answer.code == "ok" and chance.random() < 0.3 and name in self._holds:
                 self._holds.remove(name)
 
 
@@ -74,6 +79,15 @@ class _Standing:
         self.holds: dict[bytes, Hold] = {}
         self.held: Counter[tuple[str, str]] = Counter()
         self.spent: Counter[tuple[str, str]] = Counter()
+        #: by how much an operator has set a limit below what was used already
+        self.below: dict[tuple[str, str], int] = {}
+
+    def over(self, place: tuple[str, str]) -> int:
+        """By how much the limit of now is exceeded, other than by a recorded overdraft."""
+        account, tally = self.accounts.get(place[0], Account()), self.tallies.get(place, Tally())
+        if account.limit is None or kind_of(place[1]) != account.window:
+            return 0
+        return max(0, tally.spent + tally.held - account.limit - tally.overdraft)
 
 
 def broken_promises(calls: Sequence[Call], etcd: MemoryEtcd) -> Iterator[str]:
@@ -82,9 +96,11 @@ def broken_promises(calls: Sequence[Call], etcd: MemoryEtcd) -> Iterator[str]:
     everything: dict[bytes, list[Hold]] = defaultdict(list)
     for revision, events in etcd.history:
         touched: set[tuple[str, str]] = set()
+        changed: set[str] = set()
         for event in events:
             key = event.kv.key
             if key.startswith(records.ACCOUNTS) and not event.deleted:
+                changed.add(key[len(records.ACCOUNTS) :].decode())
                 now.accounts[key[len(records.ACCOUNTS) :].decode()] = records.account(event.kv)
             elif key.startswith(records.TALLIES) and not event.deleted:
                 now.tallies[place_of(key)] = records.tally(event.kv)
@@ -94,6 +110,8 @@ def broken_promises(calls: Sequence[Call], etcd: MemoryEtcd) -> Iterator[str]:
                 yield from _moves(now, key, hold, revision)
                 everything[key].append(hold)
                 touched |= set(hold.on)
+        for place in [place for place in now.tallies if place[0] in changed]:
+            now.below[place] = now.over(place)
         for place in touched:
             yield from _adds_up(now, place, revision)
     yield from _acknowledged(calls, everything)
@@ -120,15 +138,20 @@ def _adds_up(now: _Standing, place: tuple[str, str], revision: int) -> Iterator[
     where = f"revision {revision}: account {place[0]}"
     if (tally.held, tally.spent) != (now.held[place], now.spent[place]):
         yield f"{where} says {tally.held} held and {tally.spent} spent; it is {now.held[place]} and {now.spent[place]}"
-    limit = now.accounts.get(place[0], Account()).limit
-    if limit is not None and tally.spent + tally.held > limit + tally.overdraft:
-        yield f"{where} is overspent: {tally.spent} spent and {tally.held} held of {limit}"
+    below = now.below.get(place, 0)
+    if now.over(place) > below:
+        yield f"{where} is overspent: {tally.spent} spent and {tally.held} held under {now.accounts[place[0]]}"
+    now.below[place] = min(below, now.over(place))
 
 
 def _acknowledged(calls: Sequence[Call], everything: dict[bytes, list[Hold]]) -> Iterator[str]:
     ends = {"commit": ("committed", "late"), "void": ("voided", "expired"), "spend": ("committed",)}
     for call in calls:
-        if call.component != "governor" or not any(attempt.code == "ok" for attempt in call.attempts):
+        if (
+            call.component != "governor"
+            or call.verb == "account"
+            or not any(attempt.code == "ok" for attempt in call.attempts)
+        ):
             continue
         name = call.body.get("hold", call.body.get("entry", ""))
         lives = everything[records.hold_key(call.session, name)]

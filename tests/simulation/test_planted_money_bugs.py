@@ -12,9 +12,11 @@ from ifabric_actors.coordinator import money as claims_money
 from ifabric_actors.governor import books, holds, ledger, money, office, teller
 from ifabric_actors.governor.ledger import Settled
 from tests.simulation.swarm import simulate
-from tests.simulation.test_planted_bugs import RUNS_MAX, always
+from tests.simulation.test_planted_bugs import always
 
 Plant = Callable[[pytest.MonkeyPatch], None]
+#: a planted bug is found by one of so many runs: money is not all that agents do
+RUNS_MAX = 80
 
 
 def tallies_not_compared(patch: pytest.MonkeyPatch) -> None:
@@ -113,6 +115,17 @@ def overdraft_not_recorded(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(ledger, "charged", silent)
 
 
+def a_limit_known_for_ever(patch: pytest.MonkeyPatch) -> None:
+    """A daemon that knows an account's limit never hears of another one."""
+    learn = books.Memory.learn_limit
+
+    def deaf(self: Any, name: str, account: Any, mod_revision: int) -> None:
+        if name not in self._limits or self._limits[name].account is None:
+            learn(self, name, account, mod_revision)
+
+    patch.setattr(books.Memory, "learn_limit", deaf)
+
+
 BUGS: list[tuple[Plant, str]] = [
     (tallies_not_compared, "says"),
     (short_accounts_not_refused, "is overspent"),
@@ -127,6 +140,7 @@ BUGS: list[tuple[Plant, str]] = [
     (the_last_of_a_batch_decides_for_all, "says|is overspent"),
     (own_conditions_not_compared, "went from|says|granted|carried out|became another"),
     (overdraft_not_recorded, "is overspent"),
+    (a_limit_known_for_ever, "is overspent"),
 ]
 
 

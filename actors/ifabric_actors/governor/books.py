@@ -264,6 +264,10 @@ class Books:
             self.size += 1 if revision else 2
         return line
 
+    def names(self) -> list[str]:
+        """The accounts that were looked at."""
+        return [name for name in self._limits_seen if not name.startswith(TASK)]
+
     def unseen(self, names: Iterable[str], places: Iterable[Place]) -> int:
         """How many more compares there will be, at the most, once these were looked at: a tally's and its limit's."""
         lines = self._lines

@@ -283,7 +283,9 @@ class Teller:
                 value = b"%d" % next(self._attempts)
                 witness = Put(records.POSTED + f"{self._name}/{slot}".encode(), value)
                 then.append(witness)
-        otherwise = tuple(Get(key) for key in dict.fromkeys(compare.key for compare in compares))
+        # a limit has no compare of its own where a tally is there: whoever changes it rewrites the tally, and then it is read
+        limits = (records.account_key(name) for name in attempt.books.names())
+        otherwise = tuple(Get(key) for key in dict.fromkeys((*(compare.key for compare in compares), *limits)))
         owner = (attempt.drafts or attempt.refused)[0][0].posting.owner
         return Request(tuple(compares), tuple(then), otherwise, owner, witness)
 
