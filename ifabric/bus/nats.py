@@ -25,6 +25,7 @@ from ifabric.bus.base import Answer, Endpoint, Headers, Incoming, Journal, Journ
 from ifabric.bus.hardened import HardenedClient
 from ifabric.bus.journal import open_journal
 from ifabric.bus.micro import MicroService, settled
+from ifabric.cancellation import heard
 from ifabric.clock import Clock, monotonic
 from ifabric.errors import BadRequest, FabricError, Forbidden, TooLarge, Unavailable, Unreachable
 from ifabric.wire import subjects
@@ -231,7 +232,7 @@ class Nats:
 
     async def request(self, subject: str, data: bytes, *, timeout_s: float, headers: Headers | None = None) -> Answer:
         try:
-            msg = await self._client.request(subject, data, timeout=timeout_s, headers=_mapping(headers))
+            msg = await heard(self._client.request(subject, data, timeout=timeout_s, headers=_mapping(headers)))
         except (nats.errors.Error, OSError) as error:
             raise translate(error) from None
         return Answer(msg.data, msg.headers or NO_HEADERS)
