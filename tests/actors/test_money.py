@@ -14,7 +14,7 @@ from ifabric.store.base import Delete, Put, Txn, prefix_end
 from ifabric.wire import governor as wire
 from ifabric.wire import subjects
 from ifabric_actors.coordinator import records as board
-from ifabric_actors.governor import records
+from ifabric_actors.governor import holds, records
 from ifabric_actors.governor.actor import Governor
 from tests.actors.conftest import World
 
@@ -297,6 +297,24 @@ async def test_a_hold_ends_with_its_own_time(world: World) -> None:
     assert records.hold(await stored_hold(world, "a", "h")).note == "its time was up"
 
 
+@pytest.mark.parametrize("owner", ["session", "claim", "time"])
+async def test_the_end_of_an_owner_is_heard_at_once_and_not_only_found_by_the_slow_pass(
+    world: World, owner: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(holds, "GRACE_MS", 0)
+    await world.daemon(governor={}, reconcile_interval_seconds=3600)
+    claim = await claimed(world, "T")
+    more: dict[str, Any] = {"ttl_s": 1} if owner == "time" else {}
+    if owner == "claim":
+        more = {"task": "T", "fence": claim["fence"]}
+    await ask(world, "reserve", "a", hold="h", amount_micro_usd=5, **more)
+    if owner == "session":
+        await world.ask("bye", "a")
+    elif owner == "claim":
+        await world.ask("release", "a", task="T", fence=claim["fence"])
+    await freed(world, "acme")
+
+
 async def test_a_hold_whose_daemon_and_session_died_is_found_by_the_next_daemon(world: World) -> None:
     daemon = await world.daemon(governor={})
     await world.ask("hello", "a", account="acme")
@@ -416,13 +434,15 @@ async def test_a_claim_that_expires_frees_its_hold_in_the_same_step(world: World
 
 async def test_a_hold_that_its_holder_committed_is_not_ended_again_with_the_claim(world: World) -> None:
     await world.daemon(governor={})
+    await world.ask("hello", "a", account="acme")
+    await ask(world, "reserve", "a", hold="other", amount_micro_usd=100)  # so that the sums alone tell nothing
     for number, (way, body) in enumerate(
         [("complete", {}), ("fail", {"error": "x"}), ("release", {}), ("complete", {"cost_micro_usd": 4})]
     ):
         claim = await claimed(world, f"T{number}", hold_micro_usd=10)
         await ask(world, "commit", "a", hold=claim["hold"], amount_micro_usd=4)
         await world.ask(way, "a", task=f"T{number}", fence=claim["fence"], **body)
-        assert await sums(world, "acme") == (4 * (number + 1), 0)
+        assert await sums(world, "acme") == (4 * (number + 1), 100)
     claim = await claimed(world, "U", hold_micro_usd=10)
     await ask(world, "commit", "a", hold=claim["hold"], amount_micro_usd=4)
     other = await world.refusal("complete", "a", task="U", fence=claim["fence"], cost_micro_usd=5)
@@ -430,7 +450,7 @@ async def test_a_hold_that_its_holder_committed_is_not_ended_again_with_the_clai
     assert (await world.ask("get", "a", task="U"))["state"] == "claimed"
     await world.ask("bye", "a")
     assert (await world.ask("get", "op", task="U"))["state"] == "pending"
-    assert await sums(world, "acme") == (20, 0)
+    await freed(world, "acme", spent=20)
 
 
 async def test_a_cost_that_nothing_was_held_for_is_charged_over_the_limit_and_recorded(world: World) -> None:
@@ -524,7 +544,7 @@ async def test_the_gauges_say_how_full_accounts_are_and_what_coordination_costs(
     daemon = await world.daemon(governor={"budget": {"cost_tracking_interval": 0.05}})
     await limit(world, "acme", 100)
     await world.ask("hello", "a", account="acme")
-    await ask(world, "spend", "a", entry="w", amount_micro_usd=30)
+    await ask(world, "spend", "a", entry="w", amount_micro_usd=30, usage={"tokens_in": 1})
     await ask(world, "spend", "a", entry="c", amount_micro_usd=10, usage={"purpose": "coordination"})
     await ask(world, "reserve", "a", hold="h", amount_micro_usd=10)
 
