@@ -156,7 +156,7 @@ def test_what_json_has_no_word_for_is_logged_all_the_same(written: Callable[...,
 
 def test_libraries_log_in_the_same_form_and_only_what_is_worth_a_warning(written: Callable[..., list[str]]) -> None:
     def act(_: Any) -> None:
-        library = logging.getLogger("some.library")
+        library = logging.getLogger("some.package")
         library.info("chatter")
         library.warning("careful: %s", "a\nb")
         logging.getLogger("nats.aio.client").error("told to the error callback already")

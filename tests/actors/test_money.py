@@ -297,6 +297,25 @@ async def test_a_hold_ends_with_its_own_time(world: World) -> None:
     assert records.hold(await stored_hold(world, "a", "h")).note == "its time was up"
 
 
+@pytest.mark.parametrize("with_claim", [False, True])
+async def test_a_session_that_has_come_back_holds_under_its_new_life_though_the_daemon_has_not_heard(
+    world: World, with_claim: bool
+) -> None:
+    daemon = await world.daemon(governor={})
+    await world.ask("hello", "a", account="acme")
+    governor = next(actor for actor in daemon.actors if isinstance(actor, Governor))
+    await governor._feed.settle()
+    old = governor.sessions.seats["a"]
+    await world.ask("bye", "a")
+    claim = await claimed(world, "T")
+    await governor._feed.settle()
+    governor.sessions.seats["a"] = old  # as when the watch is behind
+    more = {"task": "T", "fence": claim["fence"]} if with_claim else {}
+    await ask(world, "reserve", "a", hold="h", amount_micro_usd=5, **more)
+    session = await (await world.store()).get(board.session_key("a"))
+    assert records.hold(await stored_hold(world, "a", "h")).lease == session.lease != old.lease
+
+
 @pytest.mark.parametrize("owner", ["session", "claim", "time"])
 async def test_the_end_of_an_owner_is_heard_at_once_and_not_only_found_by_the_slow_pass(
     world: World, owner: str, monkeypatch: pytest.MonkeyPatch

@@ -1,8 +1,8 @@
 """The governor: budgets that cannot be overspent, breakers in front of what fails, and which session suits a task.
 
-A verb is carried out by one of four: `money` and `budgets` (with `ledger`, which decides, and `teller`, which
-commits many decisions at once), `breakers` (with `circuit`) and `matcher` (with `matching`). They share one feed. What happens by
-itself, a hold that ends with its owner, is in `holds`.
+A verb is carried out by one of four: `money` and `budgets` (with `ledger`, which decides, and `teller`, which commits
+many decisions at once), `breakers` (with `circuit`) and `matcher` (with `matching`). They share one feed. What happens
+by itself, a hold that ends with its owner, is in `holds`.
 """
 
 from __future__ import annotations

@@ -49,9 +49,9 @@ class Office:
                 "Budgets are switched off (governor.budget.enabled); nothing was held or charged.", what="governor"
             )
 
-    async def seat(self, session: str) -> Seat:
-        """The session. `SessionLost` once etcd has confirmed it."""
-        seat = self.sessions.seats.get(session)
+    async def seat(self, session: str, *, fresh: bool = False) -> Seat:
+        """The session, as last heard of or (`fresh`) as it is now. `SessionLost` once etcd has confirmed it."""
+        seat = None if fresh else self.sessions.seats.get(session)
         if seat is None:
             (kv,) = await self.read((board.session_key(session),), session)
             if kv is None:
