@@ -27,7 +27,7 @@ HoldState = Literal["open", "committed", "voided", "expired", "late"]
 Account = Annotated[
     str,
     Meta(
-        pattern=r"^(@?[A-Za-z0-9_-]{1,64})(/@?[A-Za-z0-9_-]{1,64}){0,8}$(?!\n)",
+        pattern=rf"^(@?[A-Za-z0-9_-]{{1,64}})(/@?[A-Za-z0-9_-]{{1,64}}){{0,{DEPTH_MAX - 1}}}$(?!\n)",
         description="names from the root down; @ marks a session's own",
         examples=["acme/research/@agent-7"],
     ),
