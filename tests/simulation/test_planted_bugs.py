@@ -15,6 +15,8 @@ from ifabric.store.commit import Outcome
 from ifabric_actors.coordinator import claims, desk, endings, records, rules, sweeper
 from tests.simulation.swarm import simulate
 
+pytestmark = pytest.mark.slow
+
 Plant = Callable[[pytest.MonkeyPatch], None]
 #: a planted bug is found by one of so many runs
 RUNS_MAX = 40
