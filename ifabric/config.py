@@ -10,19 +10,10 @@ from __future__ import annotations
 from decimal import Decimal
 from typing import Annotated, Any, Literal
 
-from msgspec import Meta, Struct
+from msgspec import Meta, field
 
-Port = Annotated[int, Meta(ge=0, le=65535)]
-Positive = Annotated[float, Meta(gt=0, le=86_400)]
-Count = Annotated[int, Meta(ge=1)]
-#: so much in micro-USD is still exact in every JSON reader
-USD_MAX = 9_000_000_000
-Share = Annotated[float, Meta(ge=0, le=1)]
-Name = Annotated[str, Meta(min_length=1)]
-
-
-class Section(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A map of the configuration."""
+from ifabric.config_base import USD_MAX, Count, Logging, MetricsPort, Name, Port, Positive, Section, Share
+from ifabric.config_chassis import Chassis
 
 
 class Etcd(Section, frozen=True, kw_only=True):
@@ -37,22 +28,6 @@ class Etcd(Section, frozen=True, kw_only=True):
     pool_size: Count | None = None
     pool_recycle: Count | None = None
     allow_old_etcd: bool = False
-
-
-class MetricsPort(Section, frozen=True, kw_only=True):
-    """Where Prometheus scrapes. Without a port, on the HTTP port."""
-
-    enabled: bool = True
-    port: Port | None = None
-    path: Annotated[str, Meta(pattern="^/")] = "/metrics"
-
-
-class Logging(Section, frozen=True, kw_only=True):
-    """What is logged, in which form, and where to."""
-
-    level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
-    format: Literal["json", "text", "auto"] = "auto"
-    output: Name = "stderr"
 
 
 class Coordinator(Section, frozen=True, kw_only=True):
@@ -176,14 +151,15 @@ class Config(Section, frozen=True, kw_only=True):
 
     coordinator: Coordinator = Coordinator()
     governor: Governor = Governor()
+    chassis: Chassis = Chassis()
     nats: Nats = Nats()
     http: Http = Http()
     events: Events = Events()
     embedded: Embedded = Embedded()
     #: installed names, or "module:Class"
-    actors: tuple[Name, ...] = ("coordinator", "governor")
+    actors: tuple[Name, ...] = ("coordinator", "governor", "chassis")
     #: sections of residents that the fabric does not know, by component
-    options: dict[str, dict[str, Any]] = {}
+    options: dict[str, dict[str, Any]] = field(default_factory=dict)
     state_dir: str | None = None
     drain_timeout_seconds: Positive = 10.0
     mailbox_max: Count = 8192
@@ -191,7 +167,7 @@ class Config(Section, frozen=True, kw_only=True):
 
     def section(self, component: str) -> Any:
         """The configuration of a component: its own section, or its `options`."""
-        if component in ("coordinator", "governor"):
+        if component in ("coordinator", "governor", "chassis"):
             return getattr(self, component)
         return self.options.get(component, {})
 
@@ -224,6 +200,13 @@ def smells(config: Config) -> list[str]:
         found.append("governor.coordinator does nothing: governor and coordinator meet in etcd")
     if governor.logging is not None:
         found.append("governor.logging does nothing: one process writes one log, as coordinator.logging says")
+    if config.chassis.logging is not None:
+        found.append("chassis.logging does nothing: one process writes one log, as coordinator.logging says")
+    for name, endpoint in config.chassis.endpoints.items():
+        if endpoint.url.startswith("http://") and not _is_local(endpoint.url):
+            found.append(f"chassis.endpoints.{name}: http to another machine: anybody between can read and write it")
+        if endpoint.credential is not None and endpoint.url.startswith("http://"):
+            found.append(f"chassis.endpoints.{name}: its credential travels without TLS")
     if governor.circuit_breaker.minimum_calls > governor.circuit_breaker.failure_threshold:
         found.append(
             "governor.circuit_breaker: minimum_calls is above failure_threshold: so many failures in a row will not open it"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
+import typing
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,8 +21,6 @@ FILE_MAX_BYTES = 1 << 18
 VALUES_MAX = 20_000
 DEPTH_MAX = 50
 PLAIN_TAGS = ("tag:yaml.org,2002:map", "tag:yaml.org,2002:seq")
-#: sections of the runbook whose components this version does not have
-NOT_YET = ("chassis",)
 ERRORS_MAX = 50
 
 Path_ = tuple[str | int, ...]
@@ -197,17 +196,29 @@ def _unknown(value: Any, struct: type[msgspec.Struct], at: Path_, reading: _Read
         if key not in fields:
             del value[key]
             place = reading.places.get((*at, key), Place("?", 0))
-            if not at and key in NOT_YET:
-                hint = f": this version has no {key}; take the section out"
-            else:
-                close = difflib.get_close_matches(key, fields, 1, cutoff=0.6)
-                hint = f"; did you mean `{close[0]}`?" if close else f"; known are {', '.join(sorted(fields))}"
+            close = difflib.get_close_matches(key, fields, 1, cutoff=0.6)
+            hint = f"; did you mean `{close[0]}`?" if close else f"; known are {', '.join(sorted(fields))}"
             reading.errors.append(f"{place}: unknown key {_dotted((*at, key))}{hint}")
         elif isinstance(inner, type) and issubclass(inner, msgspec.Struct):
             if value[key] is None:  # a section whose keys are all commented out
                 value[key] = {}
             if isinstance(value[key], dict):
                 _unknown(value[key], inner, (*at, key), reading)
+        elif isinstance(value[key], dict):
+            _unknown_within(value[key], inner, (*at, key), reading)
+
+
+def _unknown_within(value: dict[Any, Any], kind: Any, at: Path_, reading: _Reading) -> None:
+    """The same for a section that may be absent, and for sections under names of the operator's own."""
+    inner = [part for part in typing.get_args(kind) if isinstance(part, type) and issubclass(part, msgspec.Struct)]
+    if not inner:
+        return
+    if typing.get_origin(kind) is not dict:
+        _unknown(value, inner[0], at, reading)
+        return
+    for name, section in value.items():
+        if isinstance(section, dict):
+            _unknown(section, inner[0], (*at, name), reading)
 
 
 def _convert(reading: _Reading) -> Config | None:
@@ -219,12 +230,15 @@ def _convert(reading: _Reading) -> Config | None:
         except msgspec.ValidationError as error:
             what, _, path = str(error).partition(" - at `$")
             at: Path_ = tuple(int(part) if part.isdigit() else part for part in re.findall(r"[^.\[\]`]+", path) if part)
-            written = _as_written(at, gone)
-            while written and written not in reading.places:
+            written, within = _as_written(at, gone), ""
+            while (
+                written and written not in reading.places
+            ):  # below a name of the operator's own, which msgspec does not tell
+                within = f"{written[-1]}: {within}"
                 at, written = at[:-1], written[:-1]
             place = reading.places.get(written, Place("?", 0))
             if written not in reading.unread:
-                reading.errors.append(f"{place}: {_dotted(written)}: {what[0].lower() + what[1:]}")
+                reading.errors.append(f"{place}: {_dotted(written)}: {within}{what[0].lower() + what[1:]}")
             if not _remove(reading.value, at):
                 return None
             if isinstance(written[-1], int):

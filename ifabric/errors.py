@@ -174,6 +174,54 @@ class BudgetShort(CallerError):
     code, status = "budget_short", 403
 
 
+class UnknownModule(CallerError):
+    """There is no module with this digest; put it first."""
+
+    code, status = "unknown_module", 404
+
+
+class UnknownRun(CallerError):
+    """No run with this id has lasted longer than a second; nothing was ended."""
+
+    code, status = "unknown_run", 404
+
+
+class NotWasm(CallerError):
+    """These bytes are not a WebAssembly module; nothing was kept."""
+
+    code, status = "not_wasm", 400
+
+
+class ModuleRefused(CallerError):
+    """The module is one that no sandbox here runs; nothing was kept."""
+
+    code, status = "module_refused", 400
+
+
+class Trap(CallerError):
+    """The guest did something that WebAssembly does not allow, and was ended there."""
+
+    code, status = "trap", 400
+
+
+class LimitReached(CallerError):
+    """The run reached one of its limits and was ended there."""
+
+    code, status = "limit", 403
+
+
+class EgressDenied(CallerError):
+    """The guest asked for what no endpoint of its run allows; nothing was sent, and the run was ended."""
+
+    code, status = "egress_denied", 403
+
+
+class Killed(CallerError):
+    """An operator ended the run."""
+
+    code, status = "killed", 409
+
+
 class BreakerOpen(ServerError):
     """The resource has failed too often and is left alone for a while; nothing was admitted."""
 
@@ -187,6 +235,12 @@ class Overloaded(ServerError):
     """The fabric has as much work as it accepts; the request was not started. Try again later."""
 
     code, status, retryable = "overloaded", 429, True
+
+
+class SandboxDied(ServerError):
+    """The process that the guest ran in died with it; only this run is affected."""
+
+    code, status = "sandbox_died", 500
 
 
 class DeadlineExceeded(ServerError):

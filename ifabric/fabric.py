@@ -10,6 +10,8 @@ import signal
 from pathlib import Path
 from typing import Any, Literal
 
+import msgspec
+
 from ifabric import __version__, endpoints, log, programs
 from ifabric.actor.base import Context, Parts
 from ifabric.actor.pulse import Pulse
@@ -17,7 +19,8 @@ from ifabric.actor.runner import Runner
 from ifabric.bus.nats import Nats, NatsSettings
 from ifabric.cancellation import cancel_and_wait
 from ifabric.clock import Clock, SystemClock
-from ifabric.config import Config, MetricsPort
+from ifabric.config import Config
+from ifabric.config_base import MetricsPort
 from ifabric.embedded import Server, StateLock, embedded_etcd, embedded_nats, writing
 from ifabric.errors import FabricError, Unreachable
 from ifabric.http.health import Snapshot
@@ -37,7 +40,7 @@ class Fabric:
     """One daemon."""
 
     def __init__(self, config: Config, state_dir: Path, clock: Clock) -> None:
-        self._config = config
+        self._config = msgspec.structs.replace(config, state_dir=str(state_dir))
         self._state_dir = state_dir
         self._clock = clock
         self._log = log.get()
@@ -269,8 +272,10 @@ def _leaves(tree: dict[str, Any]) -> list[dict[str, Any]]:
 
 def _metrics_ports(config: Config) -> dict[str, MetricsPort]:
     """Where each component that runs here is scraped, all with the same metrics."""
-    governor = {"governor": config.governor.metrics} if "governor" in config.actors else {}
-    return {"coordinator": config.coordinator.metrics, **governor}
+    further: dict[str, MetricsPort] = {
+        name: config.section(name).metrics for name in ("governor", "chassis") if name in config.actors
+    }
+    return {"coordinator": config.coordinator.metrics, **further}
 
 
 def _etcd_settings(config: Config, urls: tuple[str, ...]) -> EtcdSettings:

@@ -20,6 +20,8 @@ RANKS: tuple[tuple[str, int], ...] = (
     ("ifabric.cancellation", 0),
     ("ifabric.wire", 1),
     ("ifabric.config_file", 2),
+    ("ifabric.config_base", 1),
+    ("ifabric.config_chassis", 1),
     ("ifabric.config", 1),
     ("ifabric.programs", 1),
     ("ifabric.endpoints", 1),
@@ -38,6 +40,7 @@ RANKS: tuple[tuple[str, int], ...] = (
     ("ifabric.spending", 4),
     ("ifabric.breaking", 4),
     ("ifabric.governing", 4),
+    ("ifabric.sandboxing", 4),
     ("ifabric.client", 4),
     ("ifabric.claims", 4),
     ("ifabric.renewal", 4),
@@ -69,7 +72,7 @@ FOR_RESIDENTS = (
 COMPOSERS = ("ifabric.fabric", "ifabric.embedded", "ifabric.client", "ifabric.cli", "ifabric.testing")
 CONCRETE = ("ifabric.bus.nats", "ifabric.store.etcd")
 #: modules that decide and never wait
-PURE = ("rules", "ledger", "circuit", "matching", "limits", "policy", "board", "verdict")
+PURE = ("rules", "ledger", "circuit", "matching", "limits", "wasm", "slo", "addresses", "policy", "board", "verdict")
 #: lines of a file. A ratchet: raise nothing here, split the file instead.
 LINES_MAX = 400
 LINE_MAX = 140

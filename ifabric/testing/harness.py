@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Mapping, Sequence
+from pathlib import Path
 
 import msgspec
 import structlog
@@ -15,14 +16,15 @@ from ifabric.actor.runner import Runner
 from ifabric.bus.base import Bus
 from ifabric.clock import Clock, SystemClock
 from ifabric.config import Config, Coordinator, Governor
+from ifabric.config_chassis import Chassis
 from ifabric.metrics import Metrics
 from ifabric.store.base import Store
 from ifabric.store.commit import Committer
 
 
 class Daemon:
-    """Actors with all that a daemon gives them, but the processes and ports. `governor` is a section, the other
-    settings are the coordinator's.
+    """Actors with all that a daemon gives them, but the processes and ports. `governor` and `chassis` are
+    sections, the other settings are the coordinator's.
     """
 
     def __init__(
@@ -32,6 +34,8 @@ class Daemon:
         bus: Bus,
         clock: Clock | None = None,
         governor: Mapping[str, object] | None = None,
+        chassis: Mapping[str, object] | None = None,
+        state_dir: Path | None = None,
         **coordinator: object,
     ) -> None:
         self.clock = clock or SystemClock()
@@ -43,7 +47,10 @@ class Daemon:
         self.committer = Committer(store, self.clock, self.metrics, timeout_s=2.0)
         self._classes = [actors] if isinstance(actors, type) else list(actors)
         self._settings = Config(
-            coordinator=msgspec.convert(coordinator, Coordinator), governor=msgspec.convert(governor or {}, Governor)
+            coordinator=msgspec.convert(coordinator, Coordinator),
+            governor=msgspec.convert(governor or {}, Governor),
+            chassis=msgspec.convert(chassis or {}, Chassis),
+            state_dir=None if state_dir is None else str(state_dir),
         )
         self._parts = Parts()
         #: of the first actor, and of all

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from msgspec import Struct
 
-from ifabric.wire import coordinator, governor
+from ifabric.wire import chassis, coordinator, governor
 from ifabric.wire.envelope import Reply, Request
 
-REPLIES: dict[type[Request], type[Reply]] = {**coordinator.REPLIES, **governor.REPLIES}
+REPLIES: dict[type[Request], type[Reply]] = {**coordinator.REPLIES, **governor.REPLIES, **chassis.REPLIES}
 REQUESTS: tuple[type[Request], ...] = tuple(REPLIES)
 
 #: every event: (what it is about, what happened) -> its message
@@ -16,4 +16,5 @@ EVENTS: dict[tuple[str, str], type[Struct]] = {
     **{("budget", what): governor.BudgetEvent for what in (*governor.BUDGET_EVENTS, "resync")},
     **{("breaker", what): governor.BreakerEvent for what in governor.BREAKER_EVENTS},
     **{("match", what): governor.MatchEvent for what in governor.MATCH_EVENTS},
+    **{("chassis", what): event for what, event in chassis.EVENTS.items()},
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -20,6 +21,7 @@ from ifabric.testing.memory_bus import MemoryBus, MemoryHub
 from ifabric.testing.memory_store import MemoryEtcd, MemoryStore
 from ifabric.testing.servers import RealServer
 from ifabric.wire import subjects
+from ifabric_actors.chassis.actor import Chassis
 from ifabric_actors.coordinator.actor import Coordinator
 from ifabric_actors.governor.actor import Governor
 
@@ -65,12 +67,22 @@ class World:
         *,
         actors: tuple[type[Actor], ...] = (Coordinator,),
         governor: dict[str, object] | None = None,
+        chassis: dict[str, object] | None = None,
+        state_dir: Path | None = None,
         **config: object,
     ) -> Daemon:
-        """Another daemon on this cluster. With `governor` (its section, may be empty) it runs a governor too."""
+        """Another daemon on this cluster. With `governor` or `chassis` (sections, may be empty) it runs those too."""
         config = {"reconcile_interval_seconds": 0.5, **config}
-        kinds = actors if governor is None else (*actors, Governor)
-        made = Daemon(kinds, await self.store(), await self.connection(), governor=governor, **config)
+        kinds = [*actors, *([Governor] if governor is not None else []), *([Chassis] if chassis is not None else [])]
+        made = Daemon(
+            kinds,
+            await self.store(),
+            await self.connection(),
+            governor=governor,
+            chassis=chassis,
+            state_dir=state_dir,
+            **config,
+        )
         self.daemons.append(made)
         return await made.start(**(limits or {}))
 

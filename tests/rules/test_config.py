@@ -125,12 +125,6 @@ def test_the_runbooks_file_works_as_it_is(files: Files) -> None:
     assert any("a dead agent's tasks wait up to 300 s" in warning for warning in warnings)
 
 
-@pytest.mark.parametrize("section", ["chassis"])
-def test_a_section_of_a_component_that_is_not_there_yet_is_named_so(files: Files, section: str) -> None:
-    (line,) = files.refusals(f"{section}: {{budget: {{enabled: true}}}}\n")
-    assert line == f"c.yaml:1: unknown key {section}: this version has no {section}; take the section out"
-
-
 RUNBOOK_GOVERNOR = """
 governor:
   coordinator: {url: "https://coordinator.prod.infrafabric.io:8080", timeout_seconds: 5}
@@ -147,6 +141,60 @@ def test_the_runbooks_section_of_the_governor_works_as_it_is_and_says_what_is_wi
     assert config.governor.budget.default_session_micro_usd == 40_000_000
     assert config.governor.metrics.port == 9091
     assert [warning.split(" does nothing")[0] for warning in warnings] == ["governor.coordinator", "governor.logging"]
+
+
+RUNBOOK_CHASSIS = """
+chassis:
+  runtime: {engine: wasmtime, max_memory_mb: 512, max_cpu_percent: 50, max_execution_time_seconds: 300}
+  credentials:
+    vault_addr: https://vault.prod.infrafabric.io:8200
+    vault_token_path: /etc/infrafabric/vault-token
+  slo: {target_latency_p95_ms: 10, target_availability_percent: 99.9}
+  sandbox_pool: {enabled: true, min_size: 10, max_size: 100}
+  metrics: {enabled: true, port: 9092}
+  logging: {level: INFO, format: json, output: /var/log/infrafabric/chassis.log}
+"""
+
+
+def test_the_runbooks_section_of_the_chassis_works_as_it_is_and_says_what_is_without_effect(files: Files) -> None:
+    config, warnings = load([files.write(RUNBOOK_CHASSIS)], {})
+    assert config.chassis.sandbox_pool.max_size == 100
+    assert config.chassis.credentials.vault_token_path == "/etc/infrafabric/vault-token"
+    assert [warning.split(" does nothing")[0] for warning in warnings] == ["chassis.logging"]
+
+
+def test_a_misspelt_key_of_an_endpoint_or_its_credential_is_named_where_it_stands(files: Files) -> None:
+    lines = files.refusals(
+        "chassis:\n  credentials: {vault_addr: 'https://v:8200', vault_token_path: /t}\n  endpoints:\n    llm:\n      url: https://a.example\n      metods: [POST]\n"
+        "      credential:\n        vault_path: secret/data/a\n        feld: key\n"
+    )
+    assert lines == [
+        "c.yaml:6: unknown key chassis.endpoints.llm.metods; did you mean `methods`?",
+        "c.yaml:9: unknown key chassis.endpoints.llm.credential.feld; did you mean `field`?",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("section", "word"),
+    [
+        ("runtime: {max_memory_mb: 0}", "max_memory_mb"),
+        ("runtime: {max_fuel: -1}", "max_fuel"),
+        ("runtime: {max_cpu_percent: 0}", "max_cpu_percent"),
+        ("runtime: {max_execution_time_seconds: -5}", "max_execution_time_seconds"),
+        ("runtime: {max_tables: -1}", "max_tables"),
+        ("runtime: {engine: wasmer}", "engine"),
+        ("sandbox_pool: {min_size: 9, max_size: 3}", "min_size"),
+        ("endpoints: {a: {url: 'https://u:p@a.example'}}", "url"),
+        ("endpoints: {a: {url: 'https://a.example', networks: [10.1.0.0]}}", "networks"),
+        ("endpoints: {a: {url: 'https://a.example', networks: [ten]}}", "networks"),
+        ("endpoints: {a: {url: 'https://a.example', credential: {vault_path: x}}}", "vault_addr"),
+        ("credentials: {vault_addr: 'https://v:8200'}", "vault_token_path"),
+        ("price: {per_gb_second_usd: -1}", "per_gb_second_usd"),
+    ],
+)
+def test_a_limit_that_would_be_none_is_refused(files: Files, section: str, word: str) -> None:
+    lines = files.refusals(f"chassis: {{{section}}}\n")
+    assert any(word in line for line in lines), lines
 
 
 @pytest.mark.parametrize(
