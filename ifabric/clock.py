@@ -21,6 +21,11 @@ T = TypeVar("T")
 
 #: seconds on the monotonic clock, for code that only ever measures (benchmarks, the CLI)
 monotonic: Callable[[], float] = time.monotonic
+#: for a process that runs a guest, and nothing else: the processor time of this thread, time since the epoch in ns, and
+#: a sleep that blocks it
+thread_cpu: Callable[[], float] = time.thread_time
+wall_ns: Callable[[], int] = time.time_ns
+block: Callable[[float], None] = time.sleep
 
 
 class Clock(Protocol):

@@ -189,6 +189,9 @@ class Store(Protocol):
     async def keep_alive(self, lease: int) -> float:
         """Starts the lease's time again; the seconds it now has, or 0.0 when it is gone."""
 
+    async def left(self, lease: int) -> float:
+        """The seconds that a lease still has, without renewing it; 0.0 when it is gone."""
+
     def watch(self, prefixes: Sequence[bytes], *, after_revision: int) -> AsyncIterator[Batch]:
         """What happened to the prefixes' keys after that revision, for each prefix in order, without a gap.
 

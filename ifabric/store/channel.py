@@ -57,6 +57,7 @@ class Channel:
             "/etcdserverpb.KV/Txn", request_serializer=_as_it_is, response_deserializer=rpc.TxnResponse.FromString
         )
         self.grant: Any = lease.LeaseGrant
+        self.left: Any = lease.LeaseTimeToLive
         self.revoke: Any = lease.LeaseRevoke
         self.keep_alive: Any = lease.LeaseKeepAlive
         self.watch: Any = rpc.WatchStub(channel).Watch

@@ -198,6 +198,10 @@ class Etcd:
     async def keep_alive(self, lease: int) -> float:
         return await self._keep_alives.renew(lease, self._settings.timeout_s)
 
+    async def left(self, lease: int) -> float:
+        answer = await self._until_answered("left", rpc.LeaseTimeToLiveRequest(ID=lease))
+        return float(max(0, answer.TTL))
+
     # -- watching ----------------------------------------------------------------------------------------------------
 
     async def watch(self, prefixes: Sequence[bytes], *, after_revision: int) -> AsyncIterator[Batch]:

@@ -178,6 +178,11 @@ class MemoryEtcd:
         found.ends = self.clock.monotonic() + found.ttl_s
         return float(found.ttl_s)
 
+    def left(self, lease: int) -> float:
+        self.expire_due()
+        found = self.leases.get(lease)
+        return 0.0 if found is None else max(0.0, found.ends - self.clock.monotonic())
+
     def expire_due(self) -> None:
         """Ends the leases whose time is up."""
         now = self.clock.monotonic()
@@ -264,6 +269,10 @@ class MemoryStore:
     async def keep_alive(self, lease: int) -> float:
         await self._reach()
         return self.etcd.keep_alive(lease)
+
+    async def left(self, lease: int) -> float:
+        await self._reach()
+        return self.etcd.left(lease)
 
     async def watch(self, prefixes: Sequence[bytes], *, after_revision: int) -> AsyncIterator[Batch]:
         etcd, seen = self.etcd, after_revision

@@ -59,7 +59,6 @@ TrapKind = Literal[
     "integer_overflow",
     "integer_division_by_zero",
     "bad_conversion_to_integer",
-    "start",
     "other",
 ]
 

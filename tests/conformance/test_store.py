@@ -182,6 +182,14 @@ async def test_a_lease_that_ends_takes_its_keys_along(store: Store) -> None:
     assert await store.keep_alive(lease) == 0.0
 
 
+async def test_what_a_lease_has_left_is_told_without_renewing_it(store: Store) -> None:
+    lease = await store.grant(60)
+    assert 57 <= await store.left(lease) <= 60
+    await store.revoke(lease)
+    assert await store.left(lease) == 0.0
+    assert await store.left(12345) == 0.0
+
+
 async def test_many_keep_alives_at_once_are_each_answered(store: Store) -> None:
     leases = [await store.grant(30 + n) for n in range(20)]
     answers = await asyncio.gather(*(store.keep_alive(lease) for lease in leases * 3))
