@@ -7,7 +7,7 @@ import sys
 
 import uvloop
 
-QUESTIONS = ("claims", "sessions", "idle", "budgets", "breakers", "matching")
+QUESTIONS = ("claims", "sessions", "idle", "budgets", "breakers", "matching", "sandbox")
 
 
 def main() -> None:

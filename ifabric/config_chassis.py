@@ -35,7 +35,7 @@ class ModuleStore(Section, frozen=True, kw_only=True):
     compile_timeout_seconds: Positive = 30.0
     compile_memory_mb: Annotated[int, Meta(ge=64, le=65_536)] = 2048
     #: of all modules together, in the object store
-    store_max_bytes: Count = 4 << 30
+    store_max_bytes: Count = 1 << 30
     replicas: Annotated[int, Meta(ge=1, le=5)] = 1
     #: None: below the state directory
     cache_dir: str | None = None

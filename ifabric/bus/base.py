@@ -2,10 +2,11 @@
 
 Delivery is what core NATS gives: at most once, in order per publisher and subject, spread over the members of a queue
 group. Nothing that must be true may depend on it. The *journal* (a JetStream stream) keeps what was appended, dedupes
-by message id within its window, and is a record for others to read, never a source of truth.
+by message id within its window, and is a record for others to read, never a source of truth. *Objects* (a JetStream
+object store) are blobs larger than a message, whole or not there.
 
-`ifabric.bus.nats` is the real one, `ifabric.testing.memory_bus` its twin; `tests/conformance/test_bus.py` holds both
-to this text.
+`ifabric.bus.nats` is the real one, `ifabric.testing.memory_bus` its twin; `tests/conformance/test_bus.py` and
+`test_objects.py` hold both to this text.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
+
+from ifabric.errors import ServerError
 
 Headers = Mapping[str, str]
 
@@ -117,6 +120,67 @@ class Journal(Protocol):
         """The entries after `after_seq` in order, then new ones as they come, until the iterator is closed."""
 
 
+class ObjectDamaged(ServerError):
+    """The object in the store is not the one that was put; it was not read."""
+
+
+@dataclass(frozen=True)
+class ObjectSpec:
+    """A bucket to keep. Created when absent, and updated when it differs in what may be changed."""
+
+    name: str
+    #: of all objects together, as they are stored; what would be over it is refused
+    max_bytes: int
+    replicas: int = 1
+    description: str = ""
+
+
+@dataclass(frozen=True)
+class ObjectInfo:
+    """What the store knows of an object."""
+
+    name: str
+    size: int
+    #: when it was put, by the server's clock, since the epoch
+    modified_ms: int
+    description: str = ""
+
+
+class Objects(Protocol):
+    """A bucket. Every call ends within a minute and raises `Unavailable` when the bus cannot carry it out.
+
+    Whoever may publish on the bus may put and delete here: what is read is what somebody put, no more.
+    """
+
+    async def put(self, name: str, data: bytes, description: str = "") -> None:
+        """Stores `data` in place of what was there; when it returns, all of it is stored.
+
+        One that is interrupted leaves the object as it was. Raises `StoreFull` when the bucket has no room, and
+        `BadRequest` when `name` is empty or has more than 512 bytes.
+        """
+
+    async def get(self, name: str, *, max_bytes: int | None = None) -> bytes | None:
+        """The object, checked against its digest; None when there is none.
+
+        Raises `TooLarge`, and reads nothing, when it has more than `max_bytes`. Raises `ObjectDamaged`.
+        """
+
+    async def info(self, name: str) -> ObjectInfo | None:
+        """What is known of it without reading it. Raises `ObjectDamaged` when not even that can be read."""
+
+    async def page(self, *, prefix: str = "", after: str = "", limit: int | None = None) -> Sequence[ObjectInfo]:
+        """Those whose name begins with `prefix` and comes after `after`, in the order of their names.
+
+        Those that cannot be read are left out.
+        """
+
+    async def delete(self, name: str) -> bool:
+        """Deletes it, damaged or not. False: there was none."""
+
+    async def sweep(self, before_ms: int) -> int:
+        """Frees what interrupted puts from before that moment have left. How many there were."""
+
+
 class Bus(Protocol):
     """A connection to the message bus."""
 
@@ -154,3 +218,6 @@ class Bus(Protocol):
 
     async def journal(self, spec: JournalSpec | str) -> Journal:
         """The stream of `spec`, created if need be; or, by its name, one that is there. Raises `Unavailable`."""
+
+    async def objects(self, spec: ObjectSpec | str) -> Objects:
+        """The bucket of `spec`, created if need be; or, by its name, one that is there. Raises `Unavailable`."""

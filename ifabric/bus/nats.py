@@ -21,10 +21,22 @@ import nats
 import nats.errors
 from nats.aio.msg import Msg
 
-from ifabric.bus.base import Answer, Endpoint, Headers, Incoming, Journal, JournalSpec, Service, Subscription
+from ifabric.bus.base import (
+    Answer,
+    Endpoint,
+    Headers,
+    Incoming,
+    Journal,
+    JournalSpec,
+    Objects,
+    ObjectSpec,
+    Service,
+    Subscription,
+)
 from ifabric.bus.hardened import HardenedClient
 from ifabric.bus.journal import open_journal
 from ifabric.bus.micro import MicroService, settled
+from ifabric.bus.objects import open_objects
 from ifabric.cancellation import heard
 from ifabric.clock import Clock, monotonic
 from ifabric.errors import BadRequest, FabricError, Forbidden, TooLarge, Unavailable, Unreachable
@@ -276,6 +288,9 @@ class Nats:
 
     async def journal(self, spec: JournalSpec | str) -> Journal:
         return await open_journal(self._client, spec)
+
+    async def objects(self, spec: ObjectSpec | str) -> Objects:
+        return await open_objects(self._client, spec)
 
 
 def _mapping(headers: Mapping[str, str] | None) -> dict[str, str] | None:

@@ -11,9 +11,22 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequenc
 from dataclasses import dataclass, field
 from typing import Any
 
-from ifabric.bus.base import Answer, Endpoint, Entry, Headers, Incoming, Journal, JournalSpec, Service, Subscription
+from ifabric.bus.base import (
+    Answer,
+    Endpoint,
+    Entry,
+    Headers,
+    Incoming,
+    Journal,
+    JournalSpec,
+    Objects,
+    ObjectSpec,
+    Service,
+    Subscription,
+)
 from ifabric.clock import seeded
 from ifabric.errors import TooLarge, Unavailable
+from ifabric.testing.memory_objects import MemoryBucket, MemoryObjects
 from ifabric.wire import subjects
 from ifabric.wire.envelope import ERROR_CODE_HEADER, ERROR_HEADER, MSG_ID_HEADER, encode
 
@@ -84,6 +97,7 @@ class MemoryHub:
     def __init__(self, seed: int = 0) -> None:
         self.interests: list[_Interest] = []
         self.journals: dict[str, MemoryJournal] = {}
+        self.buckets: dict[str, MemoryBucket] = {}
         self.chance = seeded(seed)
         self.inboxes = 0
         self.services = 0
@@ -211,6 +225,15 @@ class MemoryBus:
                 raise Unavailable(f"JetStream does not answer: there is no stream {name}", what="jetstream")
             self.hub.journals[name] = MemoryJournal(spec, self.hub)
         return self.hub.journals[name]
+
+    async def objects(self, spec: ObjectSpec | str) -> Objects:
+        self._check()
+        name = spec if isinstance(spec, str) else spec.name
+        if isinstance(spec, ObjectSpec):
+            self.hub.buckets.setdefault(name, MemoryBucket(spec)).spec = spec
+        elif name not in self.hub.buckets:
+            raise Unavailable(f"JetStream does not answer: there is no bucket {name}", what="jetstream")
+        return MemoryObjects(self.hub.buckets[name], self._check)
 
 
 class _Subscription:

@@ -92,7 +92,7 @@ class Nursery:
                     keep=(fd,),
                 )
             )
-            Worker(self._sandbox, socket.socket(fileno=fd)).serve()
+            Worker(self._sandbox, socket.socket(fileno=fd)).serve(runs=not wanted.compiles)
             status = 0
         finally:
             os._exit(status)

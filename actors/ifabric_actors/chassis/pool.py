@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 GRACE_S = 0.25
 #: how often idle workers are looked at
 TEND_S = 1.0
+#: how long after a worker could not be started it is tried again
+AGAIN_S = (0.1, 0.5)
 SIGNALS = {-4: "SIGILL", -6: "SIGABRT", -7: "SIGBUS", -8: "SIGFPE", -9: "SIGKILL", -11: "SIGSEGV", -24: "SIGXCPU",
            -25: "SIGXFSZ", -31: "SIGSYS"}  # fmt: skip
 #: what a guest's call is answered with: bytes, or an exception that ends the run
@@ -313,14 +315,18 @@ class Pool:
         task.add_done_callback(self._tasks.discard)
 
     async def _start_one(self) -> None:
+        worker = None
         try:
             worker = await self._server.fork()
         except FabricError as error:
-            self._log.warning("no worker could be started", why=str(error))
-            await self._clock.sleep(0.1)
-            return
+            self._log.warning("no worker could be started; it is tried again", why=str(error))
+            await self._clock.sleep(self._clock.jitter(*AGAIN_S))
         finally:
             self._starting -= 1
+        if worker is None:
+            self._grow()
+            self._replenish()
+            return
         self._started.inc()
         worker.idle_since = self._clock.monotonic()
         self._idle.append(worker)

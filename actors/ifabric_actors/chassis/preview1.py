@@ -1,12 +1,14 @@
-"""The part of WASI preview 1 that is ours: input and output, clocks, sleep, the end, and `ifabric.http`.
+"""WASI preview 1, as far as a guest here has it.
 
-The rest (arguments, environment, random numbers, and a file system that is empty) is wasmtime's. These are ours because
-each of them is a limit: what is written is counted and cut, a sleep never outlasts the run, the clocks tell a guest
-nothing but its own time, an exit code is whatever the guest says. They are single-threaded on purpose: a worker has one
-run at a time, so there is one `Host`.
+Arguments, environment and random numbers are wasmtime's. Everything else is ours, for two reasons. Some of it is a
+limit: what is written is counted and cut, a sleep never outlasts the run, the clocks tell a guest nothing but its own
+time, an exit code is whatever the guest says. And the rest is a file system that is not there: three descriptors that
+are no files, and no directory to open anything in. wasmtime's own would say the same by way of threads and of code
+that has let guests out before; a table of error numbers cannot.
 
-A host function may raise `Stopped`: the guest ends there, and the exception comes out of the call into it. (With two
-threads in one process wasmtime-py may hand it to the wrong one.)
+A worker has one run at a time, so there is one `Host`, and a host function may raise `Stopped`: the guest ends there,
+and the exception comes out of the call into it. (With two threads in one process wasmtime-py may hand it to the wrong
+one.)
 """
 
 from __future__ import annotations
@@ -21,12 +23,27 @@ import wasmtime
 from ifabric.clock import block, monotonic, wall_ns
 
 WASI = "wasi_snapshot_preview1"
-OK, EBADF, EFAULT, EFBIG, EINVAL, ENOTSUP = 0, 8, 21, 22, 28, 58
+OK, EBADF, EFAULT, EFBIG, EINVAL, ENOTDIR, ENOTSUP, ESPIPE = 0, 8, 21, 22, 28, 54, 58, 70
 #: pieces of one write or read, and subscriptions of one poll
 VECTORS_MAX = 1024
 REQUEST_MAX = 2 << 20
 CLOCK_REALTIME, CLOCK_MONOTONIC, CLOCK_CPU_PROCESS, CLOCK_CPU_THREAD = range(4)
 ABSTIME = 1
+#: what each descriptor may do (rights of fd_read and fd_write); that it is no terminal makes C write in large pieces
+RIGHTS = {0: 1 << 1, 1: 1 << 6, 2: 1 << 6}
+_FDSTAT, _FILESTAT = struct.Struct("<BxH4xQQ"), struct.Struct("<QQB7xQQQQQ")
+#: what comes of asking for a file where there is none, by the types of its numbers (i: 32 bits, I: 64)
+_NO_FILES = {
+    "fd_advise": ("iIIi", ESPIPE), "fd_allocate": ("iII", ESPIPE), "fd_datasync": ("i", EINVAL), "fd_sync": ("i", EINVAL),
+    "fd_fdstat_set_flags": ("ii", OK), "fd_fdstat_set_rights": ("iII", ENOTSUP), "fd_filestat_set_size": ("iI", EINVAL),
+    "fd_filestat_set_times": ("iIIi", ENOTSUP), "fd_pread": ("iiiIi", ESPIPE), "fd_pwrite": ("iiiIi", ESPIPE),
+    "fd_prestat_get": ("ii", EBADF), "fd_prestat_dir_name": ("iii", EBADF), "fd_readdir": ("iiiIi", ENOTDIR),
+    "fd_renumber": ("ii", ENOTSUP), "fd_seek": ("iIii", ESPIPE), "fd_tell": ("ii", ESPIPE),
+    "path_create_directory": ("iii", ENOTDIR), "path_filestat_get": ("iiiii", ENOTDIR),
+    "path_filestat_set_times": ("iiiiIIi", ENOTDIR), "path_link": ("iiiiiii", ENOTDIR),
+    "path_open": ("iiiiiIIii", ENOTDIR), "path_readlink": ("iiiiii", ENOTDIR), "path_remove_directory": ("iii", ENOTDIR),
+    "path_rename": ("iiiiii", ENOTDIR), "path_unlink_file": ("iii", ENOTDIR),
+}  # fmt: skip
 _U32X2, _U32, _U64 = struct.Struct("<II"), struct.Struct("<I"), struct.Struct("<Q")
 _SUBSCRIPTION = struct.Struct("<QB7xI4xQQH6x")
 _EVENT = struct.Struct("<QHB5xQH6x")
@@ -55,6 +72,7 @@ class Host:
         self.stderr = bytearray()
         self.room = 0
         self.truncated = False
+        self._open = set(RIGHTS)
         #: asks the daemon; raises `Stopped`
         self.http: Callable[[bytes], bytes] = _no_http
         self._response = b""
@@ -66,12 +84,13 @@ class Host:
         self.stdin, self._read = stdin, 0
         self.stdout, self.stderr = bytearray(), bytearray()
         self.room, self.truncated = output_bytes, False
+        self._open = set(RIGHTS)
         self._response = b""
 
     # -- the functions; numbers arrive as signed 32 or 64 bits
 
     def fd_write(self, memory: Memory, fd: int, vectors: int, count: int, written: int) -> int:
-        if fd not in (1, 2):
+        if fd not in (1, 2) or fd not in self._open:
             return EBADF
         pieces = memory.vectors(vectors, count)
         total = sum(length for _, length in pieces)
@@ -90,7 +109,7 @@ class Host:
         return EFBIG if self.truncated else OK
 
     def fd_read(self, memory: Memory, fd: int, vectors: int, count: int, read: int) -> int:
-        if fd != 0:
+        if fd != 0 or fd not in self._open:
             return EBADF
         memory.check(read, 4)
         began = self._read
@@ -100,6 +119,28 @@ class Host:
             self._read += len(piece)
         memory.write(read, _U32.pack(self._read - began))
         return OK
+
+    def fd_close(self, fd: int) -> int:
+        if fd not in self._open:
+            return EBADF
+        self._open.discard(fd)
+        return OK
+
+    def fd_fdstat_get(self, memory: Memory, fd: int, at: int) -> int:
+        if fd not in self._open:
+            return EBADF
+        memory.write(at, _FDSTAT.pack(0, 0, RIGHTS[fd], 0))
+        return OK
+
+    def fd_filestat_get(self, memory: Memory, fd: int, at: int) -> int:
+        if fd not in self._open:
+            return EBADF
+        memory.write(at, _FILESTAT.pack(0, 0, 0, 1, 0, 0, 0, 0))
+        return OK
+
+    def no_file(self, number: int) -> Callable[..., int]:
+        """Answers whatever is asked of a descriptor that is there with this error number."""
+        return lambda fd, *_: number if fd in self._open else EBADF
 
     def clock_time_get(self, memory: Memory, clock: int, _precision: int, at: int) -> int:
         now = self._now_ns(clock)
@@ -125,7 +166,11 @@ class Host:
         ]
         memory.check(events, 32 * count)
         # input and outputs are always ready; what stands in a clock's place is their descriptor then
-        found = [_EVENT.pack(data, OK if fd <= 2 else EBADF, kind, 0, 0) for data, kind, fd, *_ in asked if kind != 0]
+        found = [
+            _EVENT.pack(data, OK if fd in self._open else EBADF, kind, 0, 0)
+            for data, kind, fd, *_ in asked
+            if kind != 0
+        ]
         if not found:
             waits = [self._wait_s(clock, timeout, flags) for _, _, clock, timeout, _, flags in asked]
             self.sleep(min(waits))
@@ -224,15 +269,24 @@ def link(linker: wasmtime.Linker, host: Host) -> None:
     linker.allow_shadowing = True
     linker.define_wasi()
     i32, i64 = wasmtime.ValType.i32(), wasmtime.ValType.i64()
-    own: list[tuple[str, list[wasmtime.ValType], Callable[..., int]]] = [
-        ("fd_write", [i32] * 4, host.fd_write),
-        ("fd_read", [i32] * 4, host.fd_read),
-        ("clock_time_get", [i32, i64, i32], host.clock_time_get),
-        ("clock_res_get", [i32, i32], host.clock_res_get),
-        ("poll_oneoff", [i32] * 4, host.poll_oneoff),
+    kinds = {"i": i32, "I": i64}
+    own: list[tuple[str, str, Callable[..., int]]] = [
+        ("fd_write", "iiii", host.fd_write),
+        ("fd_read", "iiii", host.fd_read),
+        ("fd_fdstat_get", "ii", host.fd_fdstat_get),
+        ("fd_filestat_get", "ii", host.fd_filestat_get),
+        ("clock_time_get", "iIi", host.clock_time_get),
+        ("clock_res_get", "ii", host.clock_res_get),
+        ("poll_oneoff", "iiii", host.poll_oneoff),
     ]
     for name, takes, function in own:
-        linker.define_func(WASI, name, wasmtime.FuncType(takes, [i32]), _guarded(function), access_caller=True)
+        kind = wasmtime.FuncType([kinds[one] for one in takes], [i32])
+        linker.define_func(WASI, name, kind, _guarded(function), access_caller=True)
+    for name, (takes, number) in _NO_FILES.items():
+        kind = wasmtime.FuncType([kinds[one] for one in takes], [i32])
+        linker.define_func(WASI, name, kind, host.no_file(number))
+    linker.define_func(WASI, "path_symlink", wasmtime.FuncType([i32] * 5, [i32]), lambda *_: ENOTDIR)
+    linker.define_func(WASI, "fd_close", wasmtime.FuncType([i32], [i32]), host.fd_close)
     linker.define_func(WASI, "sched_yield", wasmtime.FuncType([], [i32]), host.sched_yield)
     linker.define_func(WASI, "proc_exit", wasmtime.FuncType([i32], []), host.proc_exit)
     linker.define_func(

@@ -31,13 +31,22 @@ BUFFER = 1 << 18
 class Channel:
     """One end of a socket, on the loop."""
 
-    def __init__(self, sock: socket.socket, kind: object, on_frame: Callable[[frames.Frame, list[int]], None],
-                 on_end: Callable[[], None]) -> None:  # fmt: skip
+    def __init__(
+        self,
+        sock: socket.socket,
+        kind: object,
+        on_frame: Callable[[frames.Frame, list[int]], None],
+        on_end: Callable[[], None],
+        *,
+        takes_fds: bool,
+    ) -> None:
         sock.setblocking(False)
         self._sock = sock
         self._loop = asyncio.get_running_loop()
         self._reader = frames.Reader(kind)
         self._on_frame, self._on_end = on_frame, on_end
+        #: a worker has none to give; whoever might speak in its place is not to fill our table of them
+        self._takes_fds = takes_fds
         self._out = bytearray()
         self._open = True
         self._loop.add_reader(sock.fileno(), self._readable)
@@ -73,7 +82,7 @@ class Channel:
 
     def _readable(self) -> None:
         try:
-            data, fds = frames.receive(self._sock, BUFFER)
+            data, fds = frames.receive(self._sock, BUFFER) if self._takes_fds else (self._sock.recv(BUFFER), [])
         except BlockingIOError:
             return
         except OSError:
@@ -116,7 +125,9 @@ class Worker:
         self.idle_since = 0.0
         #: modules that it has loaded, the last used last
         self.loaded: dict[int, None] = {}
-        self.channel = Channel(sock, frames.FromWorker, lambda frame, _: self._tell(frame), self._leave)
+        self.channel = Channel(
+            sock, frames.FromWorker, lambda frame, _: self._tell(frame), self._leave, takes_fds=False
+        )
 
     def born(self, pid: int, pidfd: int) -> None:
         """The fork server has said who it is."""
@@ -184,7 +195,7 @@ class ForkServer:
             ours, theirs = socket.socketpair()
             ready: asyncio.Future[frames.Ready] = asyncio.get_running_loop().create_future()
             self._ready = ready
-            self._channel = Channel(ours, frames.FromServer, self._on_frame, self._on_end)
+            self._channel = Channel(ours, frames.FromServer, self._on_frame, self._on_end, takes_fds=True)
             try:
                 self._process = await asyncio.create_subprocess_exec(
                     sys.executable, "-P", "-m", "ifabric_actors.chassis.nursery", str(theirs.fileno()), str(os.getpid()),

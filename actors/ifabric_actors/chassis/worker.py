@@ -35,6 +35,7 @@ from ifabric_actors.chassis.preview1 import Host, Stopped, link
 #: how long the ticker goes on after the last run, so that the next one need not wake it
 LINGER_S = 1.0
 CONTINUE = 0
+MAGIC = b"\0asm"
 #: of what wasmtime says about an end
 MESSAGE_MAX = 1000
 _ON_DEADLINE = ctypes.CFUNCTYPE(
@@ -223,9 +224,10 @@ class Worker:
         self._running = 0
         sandbox.host.http = self._http
 
-    def serve(self) -> None:
-        """Returns when the daemon has gone, or wants no more of this worker."""
-        self._sandbox.ticker.start()
+    def serve(self, *, runs: bool) -> None:
+        """Returns when the daemon has gone, or wants no more of this worker. runs: not only compiles."""
+        if runs:
+            self._sandbox.ticker.start()
         confinement.no_more_threads()
         while frame := self._next():
             self._handle(frame)
@@ -253,6 +255,9 @@ class Worker:
             os.close(fd)
 
     def _compile(self, frame: frames.Compile) -> None:
+        if not frame.wasm.startswith(MAGIC):  # wasmtime-py would take it for WebAssembly's text format
+            self._send(frames.Refused("it does not begin as a WebAssembly module does"))
+            return
         try:
             code = bytes(wasmtime.Module(self._sandbox.engine, frame.wasm).serialize())
         except wasmtime.WasmtimeError as error:
