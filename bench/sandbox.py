@@ -30,26 +30,23 @@ ALONE, CLOSED, CALLERS = 2_000, 10_000, 32
 EMPTY = '(module (func (export "_start")))'
 LOOP = '(module (func (export "_start") (loop (br 0))))'
 #: guests that only take: each is contained, again and again, while somebody else claims tasks
-BOMBS = {
+MEMORY = """(module (memory (export "memory") 1) (func (export "_start") (loop
+  (drop (memory.grow (i32.const 64)))
+  (memory.fill (i32.const 0) (i32.const 1) (i32.mul (memory.size) (i32.const 65536))) (br 0))))"""
+OUTPUT = """(module
+  (import "wasi_snapshot_preview1" "fd_write" (func $write (param i32 i32 i32 i32) (result i32)))
+  (memory (export "memory") 2) (data (i32.const 4) "\\00\\80\\00\\00") (func (export "_start") (loop
+  (drop (call $write (i32.const 1) (i32.const 0) (i32.const 1) (i32.const 16))) (br 0))))"""
+CALLS = """(module
+  (import "wasi_snapshot_preview1" "clock_time_get" (func $clock (param i32 i64 i32) (result i32)))
+  (memory (export "memory") 1) (func (export "_start") (loop
+  (drop (call $clock (i32.const 1) (i64.const 1) (i32.const 0))) (br 0))))"""
+BOMBS: dict[str, tuple[str, dict[str, float]]] = {
     "loop": (LOOP, {"wall_s": 0.5}),
-    "memory": (
-        '(module (memory (export "memory") 1) (func (export "_start") (loop (drop (memory.grow (i32.const 64)))'
-        " (memory.fill (i32.const 0) (i32.const 1) (i32.mul (memory.size) (i32.const 65536))) (br 0))))",
-        {"wall_s": 0.5},
-    ),
-    "output": (
-        '(module (import "wasi_snapshot_preview1" "fd_write" (func $w (param i32 i32 i32 i32) (result i32)))'
-        ' (memory (export "memory") 2) (data (i32.const 4) "\\00\\80\\00\\00") (func (export "_start") (loop (drop'
-        " (call $w (i32.const 1) (i32.const 0) (i32.const 1) (i32.const 16))) (br 0))))",
-        {},
-    ),
+    "memory": (MEMORY, {"wall_s": 0.5}),
+    "output": (OUTPUT, {}),
     "recursion": ('(module (func $f (export "_start") (call $f)))', {}),
-    "calls": (
-        '(module (import "wasi_snapshot_preview1" "clock_time_get" (func $c (param i32 i64 i32) (result i32)))'
-        ' (memory (export "memory") 1) (func (export "_start") (loop (drop (call $c (i32.const 1) (i64.const 1)'
-        " (i32.const 0))) (br 0))))",
-        {"wall_s": 0.5},
-    ),
+    "calls": (CALLS, {"wall_s": 0.5}),
 }
 SHARES = (10, 25, 50)
 CLAIMS = 1_500
@@ -172,7 +169,7 @@ def sized(functions: int, salt: int) -> bytes:
     return bytes(wasmtime.wat2wasm(f'(module (func (export "_start")) (func (result i32) (i32.const {salt})) {text})'))
 
 
-async def cold(client: Client, url: str, salt: int) -> list[str]:
+async def cold(client: Client, salt: int) -> list[str]:
     """From source (put and the first run), and what was put, for who starts the daemon again."""
     modules = []
     for functions in (1, 3_000):
@@ -230,8 +227,11 @@ async def bombs(client: Client) -> None:
         task = f"bomb{next(numbers)}"
         await ask(client, "submit", session, "coordinator", tasks=[{"id": task}])
         began = monotonic()
-        fence = (await ask(client, "claim", session, "coordinator", task=task))["fence"]
+        claimed = await ask(client, "claim", session, "coordinator", task=task)
         taken.append(monotonic() - began)
+        if "fence" not in claimed:
+            raise SystemExit(f"claim: {claimed}")
+        fence = claimed["fence"]
         await ask(client, "complete", session, "coordinator", task=task, fence=fence)
 
     async def throw(name: str) -> None:
@@ -239,7 +239,7 @@ async def bombs(client: Client) -> None:
             await ask(client, "run", f"bomber-{name}", module=modules[name], limits=BOMBS[name][1])
 
     for session in range(4):
-        await ask(client, "hello", f"w{session}", "coordinator")
+        await ask(client, "hello", f"w{session}", "coordinator", ttl_s=3600)
     ratios = []
     for _ in range(ROUNDS):
         taken: list[float] = []
@@ -262,7 +262,7 @@ async def main() -> None:
         client = await nats.connect(where.nats)
         await through_nats(client)
         weigh(where.pid)
-        await cold(client, where.nats, 0)
+        await cold(client, 0)
         await share(client)
         await bombs(client)
         await client.close()

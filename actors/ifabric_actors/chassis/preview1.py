@@ -105,8 +105,8 @@ class Host:
             left -= min(length, left)
         self.room -= kept
         memory.write(written, _U32.pack(kept))
-        self.truncated = kept < total
-        return EFBIG if self.truncated else OK
+        self.truncated = self.truncated or kept < total
+        return EFBIG if kept < total else OK
 
     def fd_read(self, memory: Memory, fd: int, vectors: int, count: int, read: int) -> int:
         if fd != 0 or fd not in self._open:

@@ -26,6 +26,7 @@ from typing import Any
 
 import wasmtime
 from wasmtime import _bindings as ffi
+from wasmtime._extern import wrap_extern
 
 from ifabric.clock import block, monotonic, thread_cpu
 from ifabric_actors.chassis import confinement, frames
@@ -115,22 +116,24 @@ class Sandbox:
 
     def prepare(self, fd: int) -> wasmtime.InstancePre:
         """A module from its compiled form, ready to be started. `WasmtimeError` when it does not fit."""
-        module = wasmtime.Module.deserialize_file(self.engine, confinement.path_of(fd))
+        return self.linked(wasmtime.Module.deserialize_file(self.engine, confinement.path_of(fd)))
+
+    def linked(self, module: wasmtime.Module) -> wasmtime.InstancePre:
+        """The module with its imports. `WasmtimeError` when one of them is not what it takes it for."""
         return self._linker.instantiate_pre(module)
 
     def run(self, module: wasmtime.InstancePre, start: frames.Start) -> frames.Done:
         """Runs a guest from start to end, whatever its end is."""
         host, store = self.host, wasmtime.Store(self.engine)
         self._stopped = None
-        exports, end, function = None, Stopped("exit"), ""
+        memory, end, function = None, Stopped("exit"), ""
         self.ticker.begin()
         host.begin(start.stdin, start.output_bytes, start.wall_s)
         self._cpu_began, self._share = thread_cpu(), start.cpu_percent / 100
         try:
             self._equip(store, start)
             instance = module.instantiate(store)
-            exports = instance.exports(store)
-            entry = exports.get(start.entry)
+            memory, entry = _export(store, instance, "memory"), _export(store, instance, start.entry)
             if not isinstance(entry, wasmtime.Func):
                 raise Stopped("entry", message=f"it exports no function {start.entry}")
             kind = entry.type(store)
@@ -145,7 +148,6 @@ class Sandbox:
             self.ticker.end()
             wall_s, cpu_s = monotonic() - host.began, thread_cpu() - self._cpu_began
             fuel = start.fuel - store.get_fuel()
-            memory = exports.get("memory") if exports is not None else None
             memory_peak = memory.data_len(store) if isinstance(memory, wasmtime.Memory) else start.memory_bytes
             store.close()
         return frames.Done(
@@ -190,6 +192,19 @@ class Sandbox:
                 return 0
         self._stopped = Stopped("limit", "wall_s", "its time was up")
         return ctypes.cast(ffi.wasmtime_error_new(b"time is up"), ctypes.c_void_p).value or 0
+
+
+def _export(store: wasmtime.Store, instance: wasmtime.Instance, name: str) -> Any:
+    """One export, or None. (`Instance.exports` would make an object of each: a guest may have very many.)"""
+    item, text = ffi.wasmtime_extern_t(), name.encode()
+    there = ffi.wasmtime_instance_export_get(
+        store._context(),
+        ctypes.byref(instance._instance),
+        ctypes.create_string_buffer(text),
+        len(text),
+        ctypes.byref(item),
+    )
+    return wrap_extern(item) if there else None
 
 
 def _named(error: Exception) -> Stopped:
@@ -259,7 +274,9 @@ class Worker:
             self._send(frames.Refused("it does not begin as a WebAssembly module does"))
             return
         try:
-            code = bytes(wasmtime.Module(self._sandbox.engine, frame.wasm).serialize())
+            module = wasmtime.Module(self._sandbox.engine, frame.wasm)
+            self._sandbox.linked(module)
+            code = bytes(module.serialize())
         except wasmtime.WasmtimeError as error:
             self._send(frames.Refused(str(error)))
         else:
