@@ -72,7 +72,21 @@ FOR_RESIDENTS = (
 COMPOSERS = ("ifabric.fabric", "ifabric.embedded", "ifabric.client", "ifabric.cli", "ifabric.testing")
 CONCRETE = ("ifabric.bus.nats", "ifabric.store.etcd")
 #: modules that decide and never wait
-PURE = ("rules", "ledger", "circuit", "matching", "limits", "wasm", "slo", "addresses", "policy", "board", "verdict")
+PURE = (
+    "rules",
+    "ledger",
+    "circuit",
+    "matching",
+    "limits",
+    "wasm",
+    "slo",
+    "addresses",
+    "outbound",
+    "routes",
+    "policy",
+    "board",
+    "verdict",
+)
 #: lines of a file. A ratchet: raise nothing here, split the file instead.
 LINES_MAX = 400
 LINE_MAX = 140
@@ -163,6 +177,7 @@ def test_no_file_is_there_that_nobody_imports() -> None:
     for path in sorted([*(ROOT / "tests").rglob("*.py"), *(ROOT / "bench").rglob("*.py")]):
         reached |= set(imports(path))
     texts = (ROOT / "pyproject.toml").read_text() + "".join(p.read_text() for p in (ROOT / "ifabric").rglob("*.py"))
+    texts += (ROOT / "actors/ifabric_actors/chassis/processes.py").read_text()  # starts a program by its module's name
     for path in FILES:
         name = module(path)
         if path.name in ("__init__.py", "__main__.py"):

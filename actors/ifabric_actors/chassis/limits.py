@@ -7,13 +7,10 @@ is allowed is refused and not quietly given less: its caller counts on what it a
 from __future__ import annotations
 
 from decimal import ROUND_CEILING, Decimal
-from typing import TYPE_CHECKING, NamedTuple
+from typing import Any, NamedTuple
 
 from ifabric.errors import LimitReached
-
-if TYPE_CHECKING:
-    from ifabric.config_chassis import Price, Runtime
-    from ifabric.wire.chassis import Limits
+from ifabric.wire.chassis import Limits
 
 MIB = 1 << 20
 MICRO = Decimal(1_000_000)
@@ -32,16 +29,19 @@ class Granted(NamedTuple):
     table_elements: int
 
 
-def granted(runtime: Runtime, asked: Limits) -> Granted:
-    """The tighter of both, each. `LimitReached` when more is asked for than is configured."""
-    allowed = {
+def granted(runtime: Any, asked: Limits) -> Granted:
+    """The tighter of both, each. `runtime` and, below, `price` are sections of the configuration.
+
+    `LimitReached` when more is asked for than is configured.
+    """
+    allowed: dict[str, Any] = {
         "wall_s": runtime.max_execution_time_seconds,
         "cpu_percent": runtime.max_cpu_percent,
         "memory_bytes": runtime.max_memory_mb * MIB,
         "fuel": runtime.max_fuel,
         "output_bytes": runtime.max_output_bytes,
     }
-    given = {}
+    given: dict[str, Any] = {}
     for which, most in allowed.items():
         wanted = getattr(asked, which)
         if wanted is not None and wanted > most:
@@ -54,7 +54,7 @@ def granted(runtime: Runtime, asked: Limits) -> Granted:
     return Granted(**given, tables=runtime.max_tables, table_elements=runtime.max_table_elements)
 
 
-def cost_micro_usd(price: Price, *, fuel: int, memory_bytes: int, wall_s: float, egress_bytes: int) -> int:
+def cost_micro_usd(price: Any, *, fuel: int, memory_bytes: int, wall_s: float, egress_bytes: int) -> int:
     """What a run costs in whole micro-USD, rounded up: fuel by the billion, memory by the gigabyte (10^9 bytes) and
     second, egress by the megabyte (10^6 bytes, both directions).
     """

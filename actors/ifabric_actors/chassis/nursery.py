@@ -113,10 +113,10 @@ class Nursery:
 
 def _warm(sandbox: Sandbox) -> None:
     """Runs an empty module once: what is loaded and looked up only then would else be so in every worker again."""
-    wasm = wasmtime.wat2wasm(
+    wasm = bytes(wasmtime.wat2wasm(
         '(module (import "wasi_snapshot_preview1" "proc_exit" (func $exit (param i32))) (memory (export "memory") 1)'
         ' (func (export "_start") (call $exit (i32.const 7))) (func (export "trap") unreachable))'
-    )
+    ))  # fmt: skip
     code = bytes(wasmtime.Module(sandbox.engine, wasm).serialize())
     fd = os.memfd_create("warm", os.MFD_CLOEXEC)
     try:

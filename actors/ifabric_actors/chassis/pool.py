@@ -19,7 +19,6 @@ from ifabric_actors.chassis.queue import FairQueue
 
 if TYPE_CHECKING:
     from ifabric.clock import Clock
-    from ifabric.config_chassis import Chassis
     from ifabric.metrics import Metrics
     from ifabric_actors.chassis.processes import ForkServer, Worker
 
@@ -88,7 +87,7 @@ class Job:
 class Pool:
     """The workers of one daemon."""
 
-    def __init__(self, server: ForkServer, config: Chassis, clock: Clock, metrics: Metrics, log: Any) -> None:
+    def __init__(self, server: ForkServer, config: Any, clock: Clock, metrics: Metrics, log: Any) -> None:
         self._server, self._config, self._clock, self._log = server, config, clock, log
         self._idle: list[Worker] = []
         self._busy: dict[int, Worker] = {}

@@ -15,6 +15,7 @@ import signal
 import socket
 import sys
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import msgspec
 
@@ -206,7 +207,8 @@ class ForkServer:
             finally:
                 theirs.close()
             self._watch = asyncio.create_task(self._reap(self._process), name="chassis fork server")
-            await asyncio.wait({ready, self._watch}, timeout=START_S, return_when=asyncio.FIRST_COMPLETED)
+            ends: set[asyncio.Future[Any]] = {ready, self._watch}
+            await asyncio.wait(ends, timeout=START_S, return_when=asyncio.FIRST_COMPLETED)
             if not ready.done():
                 await self._stop()
                 raise StartupError("the fork server for sandboxes did not start; its own words are on stderr")

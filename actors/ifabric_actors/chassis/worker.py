@@ -95,10 +95,13 @@ class Ticker:
             self._wanted.wait()
             block(TICK_S)
             self._engine.increment_epoch()
-            if not self._running and monotonic() - self._last > LINGER_S:
+            if self._has_nobody():
                 self._wanted.clear()
-                if self._running:  # since the line before the last
+                if not self._has_nobody():  # somebody came between the two
                     self._wanted.set()
+
+    def _has_nobody(self) -> bool:
+        return not self._running and monotonic() - self._last > LINGER_S
 
 
 class Sandbox:
