@@ -21,6 +21,8 @@ from ifabric.board import read_board
 from ifabric.bus.nats import Nats, NatsSettings
 from ifabric.client import Client
 from ifabric.clock import SystemClock, monotonic
+from ifabric.config_file import load
+from tests.guests.build import guest
 
 TEXT = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```$", TEXT, re.MULTILINE | re.DOTALL)
@@ -36,10 +38,10 @@ def block(language: str, containing: str) -> str:
 
 @pytest.fixture(scope="module")
 def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[endpoints.Endpoints]:
-    """A daemon that hosts the coordinator, the governor and the README's own actor."""
+    """A daemon that hosts all three actors and the README's own."""
     folder = tmp_path_factory.mktemp("readme")
     (folder / "readme_echo.py").write_text(block("python", "class Echo(Actor)"))
-    (folder / "c.yaml").write_text("http: {port: 0}\nactors: [coordinator, governor, 'readme_echo:Echo']\n")
+    (folder / "c.yaml").write_text("http: {port: 0}\nactors: [coordinator, governor, chassis, 'readme_echo:Echo']\n")
     command = [sys.executable, "-m", "ifabric", "run", "-c", str(folder / "c.yaml"), "--state-dir", str(folder)]
     log = folder / "daemon.log"
     with log.open("wb") as out:
@@ -67,6 +69,29 @@ async def test_the_agent_that_pays_is_charged_what_its_calls_cost(daemon: endpoi
         assert [(await owner.get(task)).result for task in ("M.1", "M.2")] == [{"text": "ONE"}, {"text": "TWO"}]
         (acme, research) = (await owner.balance("acme/research")).path
         assert (acme.spent, acme.held) == (research.spent, research.held) == (2 * 2 * 31_250, 0)
+
+
+async def test_the_agent_that_runs_what_nobody_has_read_gets_its_output_and_its_limits(
+    daemon: endpoints.Endpoints, tmp_path: Path
+) -> None:
+    (tmp_path / "tool.wasm").write_bytes(guest("echo"))
+    (tmp_path / "sandbox.py").write_text(block("python", "asyncio.run(sandbox())"))
+    done = await asyncio.to_thread(
+        subprocess.run, [sys.executable, "sandbox.py"], cwd=tmp_path, env={**os.environ, "IFABRIC_NATS": daemon.nats},
+        timeout=PATIENCE_S, check=False, capture_output=True, text=True,
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "hello" in done.stdout
+    assert "--shout" in done.stdout
+    assert done.stdout.endswith("ended at its limit fuel\n")
+
+
+def test_the_readmes_endpoint_is_a_configuration(tmp_path: Path) -> None:
+    file = tmp_path / "c.yaml"
+    file.write_text(block("yaml", "vault_path"))
+    config, warnings = load([file], {})
+    assert config.chassis.endpoints["openai"].credential is not None
+    assert warnings == []
 
 
 async def test_the_ten_line_worker_works_off_a_board(daemon: endpoints.Endpoints, tmp_path: Path) -> None:
@@ -120,6 +145,6 @@ def test_every_verb_that_the_readme_names_exists() -> None:
     from ifabric.cli.app import VERBS
 
     verbs = {name for name, _, _ in VERBS}
-    named = re.findall(r"^\s+ifabric ((?:board |task |svc |budget |breaker |match )?[a-z-]+)", TEXT, re.MULTILINE)
+    named = re.findall(r"^\s+ifabric ((?:board |task |svc |budget |breaker |match |sandbox )?[a-z-]+)", TEXT, re.MULTILINE)
     assert named
     assert set(named) <= verbs
