@@ -19,8 +19,10 @@ if TYPE_CHECKING:
     from ifabric.breaking import Breaker
     from ifabric.claims import Claim
     from ifabric.client import Client
+    from ifabric.sandboxing import ExitStatus, Result, output_of
     from ifabric.spending import Hold, micro_usd
     from ifabric.sync import Coordinator, EventBus
+    from ifabric.wire.chassis import ChassisEvent, Limits
     from ifabric.wire.coordinator import TaskEvent, TaskSpec
     from ifabric.wire.envelope import Usage
     from ifabric.wire.governor import BreakerEvent, BudgetEvent
@@ -30,11 +32,15 @@ __all__ = [
     "Breaker",
     "BreakerEvent",
     "BudgetEvent",
+    "ChassisEvent",
     "Claim",
     "Client",
     "Coordinator",
     "EventBus",
+    "ExitStatus",
     "Hold",
+    "Limits",
+    "Result",
     "SyncClient",
     "TaskEvent",
     "TaskSpec",
@@ -42,22 +48,28 @@ __all__ = [
     "__version__",
     "errors",
     "micro_usd",
+    "output_of",
 ]
 
 _HOMES = {
     "Breaker": "ifabric.breaking",
     "BreakerEvent": "ifabric.wire.governor",
     "BudgetEvent": "ifabric.wire.governor",
+    "ChassisEvent": "ifabric.wire.chassis",
     "Claim": "ifabric.claims",
     "Client": "ifabric.client",
     "Coordinator": "ifabric.sync",
     "EventBus": "ifabric.sync",
+    "ExitStatus": "ifabric.sandboxing",
     "Hold": "ifabric.spending",
+    "Limits": "ifabric.wire.chassis",
+    "Result": "ifabric.sandboxing",
     "SyncClient": "ifabric.blocking",
     "TaskEvent": "ifabric.wire.coordinator",
     "TaskSpec": "ifabric.wire.coordinator",
     "Usage": "ifabric.wire.envelope",
     "micro_usd": "ifabric.spending",
+    "output_of": "ifabric.sandboxing",
 }
 
 

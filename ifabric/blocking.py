@@ -11,16 +11,17 @@ from collections.abc import AsyncIterator, Coroutine, Iterable, Iterator
 from concurrent.futures import Future
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, Self, TypeVar, Unpack
 
 from ifabric.breaking import Breaker, Classify
 from ifabric.cancellation import cancel_and_wait
 from ifabric.claims import Claim
 from ifabric.client import Client
 from ifabric.errors import FabricError
+from ifabric.sandboxing import Module, Result, RunOptions
 from ifabric.spending import Hold
+from ifabric.wire import chassis, governor
 from ifabric.wire import coordinator as wire
-from ifabric.wire import governor
 from ifabric.wire.envelope import Usage
 
 R = TypeVar("R")
@@ -110,6 +111,12 @@ class SyncClaim:
     def hold(self, amount_micro_usd: int, *, step: str | None = None, ttl_s: int | None = None) -> SyncHold:
         """An amount set aside for one step of the work; see `ifabric.Claim.hold`."""
         return SyncHold(self._background, self._claim.hold(amount_micro_usd, step=step, ttl_s=ttl_s))
+
+    def run(
+        self, module: Module, *args: str, hold: SyncHold | str | None = None, **options: Unpack[RunOptions]
+    ) -> Result:
+        """Runs WebAssembly for the task, for as long as the claim is held; see `ifabric.Claim.run`."""
+        return self._background.run(self._claim.run(module, *args, hold=_held(hold), **options))
 
     def __enter__(self) -> Self:
         return self
@@ -318,3 +325,42 @@ class SyncClient:
     def breaker(self, name: str, *, classify: Classify | None = None, wait_s: float = 0.0) -> SyncBreaker:
         """A call to that resource through its breaker: a `with` block."""
         return SyncBreaker(self._background, self._client.breaker(name, classify=classify, wait_s=wait_s))
+
+    # -- sandboxes ---------------------------------------------------------------------------------------------------
+
+    def put_module(self, wasm: bytes | Path) -> str:
+        """Keeps a WebAssembly module; its id."""
+        return self._background.run(self._client.put_module(wasm))
+
+    def inspect_module(self, module: Module) -> chassis.InspectReply:
+        """What is in a module, and why it would be refused."""
+        return self._background.run(self._client.inspect_module(module))
+
+    def run_module(
+        self,
+        module: Module,
+        *args: str,
+        task: str | None = None,
+        fence: int | None = None,
+        hold: SyncHold | str | None = None,
+        **options: Unpack[RunOptions],
+    ) -> Result:
+        """Runs a module in a sandbox, to its end; see `ifabric.Client.run_module`. For a claim: `claim.run`."""
+        running = self._client.run_module(module, *args, task=task, fence=fence, hold=_held(hold), **options)
+        return self._background.run(running)
+
+    def modules(self, *, limit: int = 100, after: str | None = None) -> chassis.ModulesReply:
+        """A page of the modules that are kept."""
+        return self._background.run(self._client.modules(limit=limit, after=after))
+
+    def runs(self) -> chassis.RunsReply:
+        """The runs that have lasted longer than a second."""
+        return self._background.run(self._client.runs())
+
+    def kill_run(self, run: str, *, why: str = "") -> chassis.KillReply:
+        """Ends a run. For operators."""
+        return self._background.run(self._client.kill_run(run, why=why))
+
+
+def _held(hold: SyncHold | str | None) -> Hold | str | None:
+    return hold._hold if isinstance(hold, SyncHold) else hold  # noqa: SLF001  its own kind

@@ -17,10 +17,11 @@ from __future__ import annotations
 import asyncio
 import logging
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, Unpack
 
 from ifabric.calling import LEAVE_S, to_its_end
 from ifabric.errors import ClaimLost, FabricError, UnknownHold
+from ifabric.sandboxing import Module, Result, RunOptions, output_of
 from ifabric.spending import Hold, step_id, whole
 from ifabric.wire import coordinator as wire
 from ifabric.wire import governor
@@ -123,6 +124,28 @@ class Claim:
         return self._client.hold(
             amount_micro_usd, name=known, account=account, ttl_s=ttl_s, task=self.task, fence=self.fence, step=step
         )
+
+    async def run(
+        self, module: Module, *args: str, hold: Hold | str | None = None, **options: Unpack[RunOptions]
+    ) -> Result:
+        """Runs WebAssembly for the task, as `Client.run_module` does, for as long as the claim is held (`ClaimLost`).
+
+        What it cost is charged to `hold`; without one it is added to `cost_micro_usd`, and told with the claim's end.
+        """
+        cost = 0
+        try:
+            result = await self._client.run_module(module, *args, claim=self, hold=hold, **options)
+            cost = result.usage.cost_micro_usd
+        except FabricError as ended:
+            if isinstance(ended, ClaimLost):
+                self.set_lost(ended.message)
+            written = output_of(ended)
+            cost = written.usage.cost_micro_usd if written is not None and written.usage is not None else 0
+            raise
+        finally:
+            if hold is None:
+                self.cost_micro_usd += cost
+        return result
 
     def _told(self, cost: int | None, usage: Usage | None) -> tuple[int | None, Usage | None]:
         """What an ending says about money: what it is given, else what was collected, if anything was."""

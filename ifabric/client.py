@@ -5,8 +5,8 @@
             async with claim:
                 await claim.complete(work_on(claim.spec))
 
-How a request is sent is in `ifabric.calling`, what happens is heard through `ifabric.listening`, and money and
-breakers are in `ifabric.governing`; here are the session and its tasks.
+How a request is sent is in `ifabric.calling`, what happens is heard through `ifabric.listening`, money and breakers
+are in `ifabric.governing`, and sandboxes in `ifabric.sandboxing`; here are the session and its tasks.
 
 **One renewal for all.** The session is renewed at a third of its TTL, in one request for all its claims
 (`ifabric.renewal`).
@@ -35,6 +35,7 @@ from ifabric.errors import FabricError, NoTaskMatches, ServerError, SessionLost,
 from ifabric.governing import Governed
 from ifabric.listening import Listening
 from ifabric.renewal import Renewal
+from ifabric.sandboxing import Sandboxed
 from ifabric.spending import whole
 from ifabric.wire import coordinator as wire
 from ifabric.wire import subjects
@@ -43,7 +44,7 @@ from ifabric.wire.envelope import Mutation, Request, Usage
 __all__ = ["Client", "address_of"]
 
 
-class Client(Listening, Governed):
+class Client(Listening, Governed, Sandboxed):
     """A session of the fabric. Use `connect`."""
 
     def __init__(

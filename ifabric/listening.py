@@ -1,4 +1,4 @@
-"""What happens, for who wants to know: the events of tasks, budgets, breakers and matches.
+"""What happens, for who wants to know: the events of tasks, budgets, breakers, matches and the chassis.
 
 An event is told after it was committed. `subscribe` has what happens from now on; `events(after_seq=...)` begins with
 what the journal keeps, and so misses nothing while NATS was away.
@@ -18,14 +18,21 @@ from ifabric.bus.base import Incoming, Journal
 from ifabric.calling import Line
 from ifabric.errors import Unavailable
 from ifabric.wire import protocol, subjects
+from ifabric.wire.chassis import ChassisEvent
 from ifabric.wire.coordinator import TaskEvent
 from ifabric.wire.governor import BreakerEvent, BudgetEvent, MatchEvent
 
 EVENTS_MAX = 10_000
-About = Literal["task", "budget", "breaker", "match", "all"]
-Event = TaskEvent | BudgetEvent | BreakerEvent | MatchEvent
-_DECODERS: dict[str, msgspec.json.Decoder[Any]] = {
-    about: msgspec.json.Decoder(kind) for (about, _), kind in protocol.EVENTS.items()
+About = Literal["task", "budget", "breaker", "match", "chassis", "all"]
+Event = TaskEvent | BudgetEvent | BreakerEvent | MatchEvent | ChassisEvent
+_DECODERS: dict[tuple[str, str], msgspec.json.Decoder[Any]] = {
+    event: msgspec.json.Decoder(kind) for event, kind in protocol.EVENTS.items()
+}
+#: where all events about something are of one kind, a newer daemon's further ones are, too
+_FURTHER = {
+    about: _DECODERS[about, what]
+    for about, what in protocol.EVENTS
+    if len({kind for (other, _), kind in protocol.EVENTS.items() if other == about}) == 1
 }
 
 
@@ -44,6 +51,10 @@ class Listening(Line):
     def events(
         self, about: Literal["breaker"], *, after_seq: int | None = None, until_seq: int | None = None
     ) -> AsyncIterator[BreakerEvent]: ...
+    @overload
+    def events(
+        self, about: Literal["chassis"], *, after_seq: int | None = None, until_seq: int | None = None
+    ) -> AsyncIterator[ChassisEvent]: ...
     @overload
     def events(
         self, about: About, *, after_seq: int | None = None, until_seq: int | None = None
@@ -81,6 +92,8 @@ class Listening(Line):
     def subscribe(self, about: Literal["budget"]) -> AbstractAsyncContextManager[AsyncIterator[BudgetEvent]]: ...
     @overload
     def subscribe(self, about: Literal["breaker"]) -> AbstractAsyncContextManager[AsyncIterator[BreakerEvent]]: ...
+    @overload
+    def subscribe(self, about: Literal["chassis"]) -> AbstractAsyncContextManager[AsyncIterator[ChassisEvent]]: ...
     @overload
     def subscribe(self, about: About) -> AbstractAsyncContextManager[AsyncIterator[Event]]: ...
 
@@ -124,7 +137,7 @@ def _subject(about: About) -> str:
 def _read(subject: str, data: bytes) -> tuple[Any, ...]:
     """The event in a message; none when it is not one: whoever may publish there could else end every subscriber."""
     about, _, what = subject.removeprefix(subjects.EVENTS.removesuffix(">")).partition(".")
-    decoder = _DECODERS.get(about) if what else None
+    decoder = (_DECODERS.get((about, what)) or _FURTHER.get(about)) if what else None
     try:
         return (decoder.decode(data),) if decoder else ()
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):

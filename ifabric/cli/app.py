@@ -26,6 +26,7 @@ HELP = """The coordination fabric for swarms of agents: a task that nobody else 
         ifabric board load TASKS.md       put a Markdown task board on it
         ifabric task list                 see what is there
         ifabric watch                     see what happens
+        ifabric sandbox run TOOL.wasm     run what is not trusted
 
     Every verb but `run` takes --json for machines. NO_COLOR is respected.
     IFABRIC_DEBUG=1 shows where an error comes from.
@@ -35,6 +36,7 @@ GROUPS = {
     "task": "Tasks: look at them, take them, end them.",
     "budget": "Money: limits, what is spent and held, who spent it.",
     "breaker": "Breakers: what is left alone because it fails.",
+    "sandbox": "Sandboxes: run untrusted WebAssembly, and see what runs.",
     "match": "Matching: who can take a task, and why nobody does.",
     "svc": "The daemon's services, as any NATS client discovers them (ADR-32).",
 }
@@ -66,6 +68,12 @@ VERBS = (
     ("breaker list", "ifabric.cli.breaker:list_", "Breakers, and when their next probe may go."),
     ("breaker open", "ifabric.cli.breaker:open_", "Let nothing through until it is closed (operators)."),
     ("breaker close", "ifabric.cli.breaker:close", "Let everything through again (operators)."),
+    ("sandbox run", "ifabric.cli.guest:run", "Run a WebAssembly module, and be it to your shell."),
+    ("sandbox put", "ifabric.cli.sandbox:put", "Keep modules, to be run by their ids."),
+    ("sandbox list", "ifabric.cli.sandbox:list_", "The modules that are kept."),
+    ("sandbox inspect", "ifabric.cli.sandbox:inspect", "What is in a module, and why it would be refused."),
+    ("sandbox ps", "ifabric.cli.sandbox:ps", "What runs now, the workers and the service level."),
+    ("sandbox kill", "ifabric.cli.sandbox:kill", "End a run (operators)."),
     ("match explain", "ifabric.cli.match:explain", "Who can take a task, and why the others cannot."),
     ("svc ls", "ifabric.cli.svc:ls", "The services that answer."),
     ("svc info", "ifabric.cli.svc:info", "Their endpoints."),
@@ -117,13 +125,19 @@ def run_app(arguments: Sequence[str]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FAILED
     except FabricError as error:
-        return _refused(error, json="--json" in given)
+        return _refused(error, json=_wants_json(given))
     except Exception as error:
         if os.environ.get("IFABRIC_DEBUG"):
             raise
         kind = f"{type(error).__name__}: {error}"
-        return _refused(FabricError(f"a bug in ifabric: {kind} (IFABRIC_DEBUG=1 shows where)"), json="--json" in given)
+        return _refused(FabricError(f"a bug in ifabric: {kind} (IFABRIC_DEBUG=1 shows where)"), json=_wants_json(given))
     return code if isinstance(code, int) else OK
+
+
+def _wants_json(given: Sequence[str]) -> bool:
+    """Whether `--json` was said to us: what follows `--` is said to a guest."""
+    ours = given[: given.index("--")] if "--" in given else given
+    return "--json" in ours
 
 
 def _refused(error: FabricError, *, json: bool) -> int:

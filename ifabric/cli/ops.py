@@ -26,6 +26,9 @@ NUMBERS = {
     "holds": ("if_governor_holds_open",),
     "breakers_open": ("if_governor_breakers", 'state="open"'),
     "breakers_half_open": ("if_governor_breakers", 'state="half_open"'),
+    "sandboxes": ("if_chassis_sandbox_count",),
+    "sandbox_workers_idle": ("if_chassis_workers", 'state="idle"'),
+    "sandbox_queue": ("if_chassis_queue_depth",),
 }
 BODY_MAX_BYTES = 8 * 1024 * 1024
 #: a daemon of this machine is never behind $http_proxy
@@ -88,6 +91,15 @@ def _show(
         out.print(
             f"  breakers  [{of}]{numbers['breakers_open']} open[/], {numbers['breakers_half_open'] or 0} half open"
         )
+    if numbers["sandboxes"] is not None and _hosts(health["actors"], "chassis"):
+        out.print(
+            f"  sandboxes {numbers['sandboxes']} running, {numbers['sandbox_queue'] or 0} waiting, "
+            f"{numbers['sandbox_workers_idle'] or 0} worker(s) idle"
+        )
+
+
+def _hosts(node: dict[str, Any], name: str) -> bool:
+    return any(child["name"] == name or _hosts(child, name) for child in node.get("children", ()))
 
 
 def _tree(node: dict[str, Any], depth: int) -> None:

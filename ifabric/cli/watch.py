@@ -11,7 +11,9 @@ from cyclopts import Parameter
 from ifabric.cli.connect import client
 from ifabric.cli.options import Json, Where
 from ifabric.cli.output import out, plain, print_json_line, usd
+from ifabric.cli.sandbox import short
 from ifabric.listening import About, Event
+from ifabric.wire.chassis import SloEvent, ViolationEvent
 from ifabric.wire.coordinator import TaskEvent
 from ifabric.wire.governor import BreakerEvent, BudgetEvent
 
@@ -35,6 +37,8 @@ STYLE = {
     "half_open": "yellow",
     "closed": "green",
     "unmatched": "red",
+    "violation": "bold red",
+    "slo": "yellow",
 }
 
 
@@ -90,6 +94,14 @@ def _said(event: Event) -> tuple[str, str]:
         trips = f", trip {event.trips}" if event.trips else ""
         who = f" by {event.by}" if event.by else ""
         return event.breaker, who + trips + probe + _note(event.why)
+    if isinstance(event, ViolationEvent):
+        task = f" for {event.task}" if event.task else ""
+        return event.run, f" {event.kind} by {event.session}, {short(event.module)}{task}{_note(event.message)}"
+    if isinstance(event, SloEvent):
+        unit = "ms" if event.which == "latency" else "%"
+        how = "is met again" if event.met else "is missed"
+        at = f" on {event.daemon}" if event.daemon else ""
+        return event.which, f" {how}{at}: {event.value:.4g} {unit}, and the target is {event.target:g} {unit}"
     missing = f"; {', '.join(event.missing)} would do" if event.missing else ""
     needs = f" with {', '.join(event.needs)}" if event.needs else ""
     return f"{event.tasks} task(s)", f"{needs}, as {event.example}, can be taken by nobody{missing}"

@@ -119,7 +119,7 @@ class Server:
 
     def __init__(self, url: str, root: str, told: Told) -> None:
         self.url, self._root, self._told = url, root, told
-        self._http = httpx.Client(trust_env=False)
+        self._http = httpx.Client(trust_env=False, verify=url.startswith("https"))
 
     def ask(self, method: str, path: str, body: Any = None) -> Any:
         headers = {"X-Vault-Token": self._root, "X-Vault-Request": "true"}
@@ -390,11 +390,14 @@ async def test_a_secret_without_a_lease_is_believed_for_cache_seconds(vault_at: 
 
 async def test_fields_of_one_path_are_read_together(vault_at: Desk) -> None:
     vault = vault_at.vault()
-    one, other = (
-        await vault.header(OPENAI),
-        await vault.header(Credential(vault_path="/secret/data/openai/", field="other", format="key {}")),
-    )
-    assert (one.reveal(), other.reveal()) == ("Bearer sk-canary-openai-1", "key sk-canary-other")
+    one = await vault.header(OPENAI)
+    other = await vault.header(Credential(vault_path="/secret/data/openai/", field="other"))
+    plain = await vault.header(Credential(vault_path="secret/data/openai", field="other", format="key {}"))
+    assert [secret.reveal() for secret in (one, other, plain)] == [
+        "Bearer sk-canary-openai-1",
+        "Bearer sk-canary-other",
+        "key sk-canary-other",
+    ]
     assert vault_at.asked == 1
 
 
@@ -750,6 +753,15 @@ async def test_a_lease_that_vault_has_no_time_to_renew_is_not_replaced(stub: Vau
     assert stub.asked("sys/leases/renew") >= 2
 
 
+async def test_a_lease_that_may_not_be_renewed_is_good_to_its_end(stub: VaultStub, desk: Desk) -> None:
+    vault = desk.vault()
+    desk.keep(vault)
+    first = await vault.header(READER)
+    stub.forbidden |= {"sys/leases/renew", "database/creds/reader"}
+    await desk.pass_time(58)
+    assert await vault.header(READER) is first and stub.asked("database/creds/reader") >= 2
+
+
 async def test_a_renewal_that_grants_nothing_takes_nothing_away(stub: VaultStub, desk: Desk) -> None:
     vault = desk.vault()
     desk.keep(vault)
@@ -795,7 +807,7 @@ async def test_stopping_revokes_what_was_lent_and_a_login_of_ours(stub: VaultStu
     assert desk.leases == 6
     await vault.stop()
     assert stub.asked("sys/leases/revoke") == 6 and not stub.leases and list(stub.tokens) == [stub.root]
-    assert desk.leases == 0
+    assert desk.leases == 0 and desk.count(outcome="failed") == 0
     count = len(stub.requests)
     await vault.stop()
     assert len(stub.requests) == count
@@ -831,7 +843,7 @@ async def test_stopping_takes_no_longer_than_vault_may_take(stub: VaultStub, des
     stub.freeze()
     began = asyncio.get_running_loop().time()
     await vault.stop()
-    assert 0.1 < asyncio.get_running_loop().time() - began < 1.0
+    assert 0.1 < asyncio.get_running_loop().time() - began < 3.0
     assert any("a lease is not revoked" in text for text in desk.told.texts)
 
 
@@ -906,9 +918,9 @@ async def test_a_frozen_vault_costs_its_callers_their_time_and_nobody_else_anyth
     for _ in range(5):
         before = loop.time()
         await asyncio.sleep(0.01)
-        assert loop.time() - before < 0.1
+        assert loop.time() - before < 0.4
     refusals = await asyncio.gather(*waiting, return_exceptions=True)
-    assert 0.5 < loop.time() - began < 1.1, "not one after the other"
+    assert 0.5 < loop.time() - began < 1.7, "not one after the other"
     assert all(isinstance(why, Unavailable) and "does not answer in time" in why.message for why in refusals)
     stub.thaw()
     desk.server.write("secret/data/3", value="canary-number-three")
@@ -933,16 +945,16 @@ async def test_when_all_requests_hang_the_next_is_refused_at_once(
 
     def hangs(*args: Any, **options: Any) -> Any:  # a resolver is the one thing that cannot be hung up on
         if threading.current_thread().name.startswith("vault"):
-            free.wait()
+            free.wait(10.0)
         return really(*args, **options)
 
     monkeypatch.setattr(socket, "getaddrinfo", hangs)
     paths = [Credential(vault_path=f"secret/data/{number}") for number in range(WORKERS)]
     await asyncio.gather(*(desk.refusal(vault, path) for path in paths))
-    began = asyncio.get_running_loop().time()
+    asked = desk.asked
     for _ in range(10):
         assert "All 4 requests to Vault at 127.0.0.1" in await desk.refusal(vault)
-    assert asyncio.get_running_loop().time() - began < 1.0
+    assert desk.asked == asked
     stub.drips = True  # who was given up before there was a connection is hung up on when there is one
     free.set()
     await eventually(lambda: all(future.done() for future in vault._lines._stuck))

@@ -141,6 +141,13 @@ def test_a_granted_network_is_allowed_and_no_other(ip: str, granted: str, allowe
     assert (refused(ip, [ipaddress.ip_network(granted)]) is None) == allowed
 
 
+def test_the_metadata_services_that_are_known() -> None:
+    known = "169.254.169.254 169.254.170.2 169.254.170.23 169.254.42.42 168.63.129.16 100.100.100.200 192.0.0.192 "
+    known += "fd00:ec2::254 fd00:ec2::23 fd00:42::42 fd20:ce::254 fe80::a9fe:a9fe"
+    assert {str(address) for address in METADATA} == set(known.split())
+    assert refused("fe80::a9fe:a9fe%eth0", [ipaddress.ip_network("fe80::/10")]) is not None
+
+
 @pytest.mark.parametrize("metadata", METADATA)
 def test_a_metadata_service_is_allowed_only_when_it_is_named_alone(metadata: ipaddress.IPv4Address) -> None:
     whole = ipaddress.ip_network(metadata)

@@ -106,6 +106,7 @@ def test_a_method_that_is_not_allowed_ends_the_run(method: str) -> None:
         "/files/%2E%2e/a",
         "/files/.%2e/a",
         "/files/a%2e",
+        "/files/a%2Eb",
         "/files/%252e%252e/a",
         "/files/%2fa",
         "/files/%2Fa",
@@ -249,6 +250,7 @@ def test_a_body_has_the_endpoints_limit() -> None:
         "Trailer", "Upgrade", "HTTP2-Settings", "Expect", "Forwarded", "X-Forwarded-For", "X_Forwarded_For", "Via",
         "X-Forwarded-Host", "X-Real-IP", "X-Ifabric-Run", "X-Ifabric-Fence", "x_ifabric_task", "X-HTTP-Method-Override",
         "X-HTTP-Method", "X-Method-Override", "X-Original-URL", "X-Rewrite-URL", "X-Host", "Sec-WebSocket-Key",
+        "X-Original-Host", "X-Client-IP", "X-Cluster-Client-IP",
         "", " ", "a b", "a:", ":authority", "a\r\nHost", "a\n", "é", "a\0", "(a)", '"a"', "a,b", "Host ", " Host",
         "Transfer-Encoding\t",
     ],
@@ -383,6 +385,7 @@ def test_a_redirect_within_the_endpoint_is_followed(location: str, target: str) 
     [
         "http://api.example.com/v1/chat",
         "https://api.example.com:8443/v1/chat",
+        "http://api.example.com:443/v1/chat",
         "https://evil.example.com/v1/chat",
         "//evil.example.com/v1/chat",
         "///evil.example.com/v1/chat",
@@ -419,6 +422,11 @@ def test_a_redirect_within_the_endpoint_is_followed(location: str, target: str) 
 )
 def test_a_redirect_that_leads_elsewhere_ends_the_run(location: str) -> None:
     assert refused_redirect(ROUTE, location).facts["why"].startswith("redirect")
+
+
+@pytest.mark.parametrize("location", ["/v1", "/v1chat", "/v1?x", "/", "/v2/"])
+def test_everything_below_the_url_is_not_the_url_itself(location: str) -> None:
+    assert "out of /v1" in refused_redirect(route(), location).facts["why"]
 
 
 @pytest.mark.parametrize(

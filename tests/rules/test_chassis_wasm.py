@@ -466,7 +466,7 @@ def test_what_is_at_a_limit_is_accepted(text: str) -> None:
         (made(*bodies(b"\1\xd1\x86\x03\x7f\x0b")), "50001 locals in one function, and 50000"),
         (made(*bodies(unsigned(50_001) + b"\0\x7f" * 50_001)), "50001 locals in one function, and 50000"),
         (made(*bodies(b"\0" * (2 << 20) + b"\x0b")), "2097153 bytes in one function, and 2097152"),
-        (made(*bodies(*[unsigned(50_000) + b"\0\x7f" * 50_000] * 41)), "2050000 declarations of locals, and 2000000"),
+        (made(*bodies(*[unsigned(50_000) + b"\0\x7f" * 50_000] * 45)), "2050000 declarations of locals, and 2000000"),
     ],
 )
 def test_a_bomb_is_refused_by_its_numbers(data: bytes, says: str) -> None:
@@ -477,6 +477,13 @@ def test_locals_are_counted_in_the_function_that_has_most() -> None:
     assert reasons(made(*bodies(b"\1\xd0\x86\x03\x7f\x0b", b"\0\x0b"))) == ()
     module = examine(made(*bodies(b"\0\x0b", b"\2\7\x7f\3\x7e\x0b", b"\1\2\x7f\x0b")))
     assert (module.locals_max, module.local_groups) == (10, 3)
+
+
+def test_lists_are_read_only_as_far_as_a_rule_allows_them_to_be_long() -> None:
+    module = examine(HUGE["exports"])
+    assert (len(module.exports), module.export_count) == (100_000, 1_000_000)
+    module = examine(HUGE["imports"])
+    assert (len(module.imports), module.import_count) == (1_000, 1_000_000)
 
 
 def test_many_imports_are_refused_by_their_number() -> None:

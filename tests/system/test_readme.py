@@ -145,6 +145,8 @@ def test_every_verb_that_the_readme_names_exists() -> None:
     from ifabric.cli.app import VERBS
 
     verbs = {name for name, _, _ in VERBS}
-    named = re.findall(r"^\s+ifabric ((?:board |task |svc |budget |breaker |match |sandbox )?[a-z-]+)", TEXT, re.MULTILINE)
+    named = re.findall(
+        r"^\s+ifabric ((?:board |task |svc |budget |breaker |match |sandbox )?[a-z-]+)", TEXT, re.MULTILINE
+    )
     assert named
     assert set(named) <= verbs

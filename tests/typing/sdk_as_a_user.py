@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from decimal import Decimal
+from pathlib import Path
 from typing import Any, assert_type
 
 import ifabric
@@ -11,19 +12,26 @@ from ifabric import (
     Breaker,
     BreakerEvent,
     BudgetEvent,
+    ChassisEvent,
     Client,
     Coordinator,
     EventBus,
+    ExitStatus,
     Hold,
+    Limits,
+    Result,
     SyncClient,
     TaskEvent,
     TaskSpec,
     Usage,
     errors,
     micro_usd,
+    output_of,
 )
 from ifabric.claims import Claim
+from ifabric.sandboxing import Output
 from ifabric.sync import Subscription, SyncBreaker, SyncClaim, SyncHold
+from ifabric.wire.chassis import InspectReply, KillReply, ModulesReply, PutReply, RunsReply, RunUsage
 from ifabric.wire.coordinator import CompleteReply, FailReply, GetReply, ListReply, State, StateReply, SubmitReply
 from ifabric.wire.governor import BalanceReply, BreakerLine, BreakerState, CommitReply, MatchReply, PathReply, VoidReply
 
@@ -100,10 +108,45 @@ async def breakers(client: Client) -> None:
     assert_type(await client.set_breaker("openai/gpt-x", "open", why="the invoice"), BreakerState)
 
 
+async def sandboxes(client: Client) -> None:
+    module = await client.put_module(Path("tool.wasm"))
+    assert_type(module, str)
+    assert_type(await client.keep_module(b"..."), PutReply)
+    result = await client.run_module(
+        module,
+        "--count",
+        "3",
+        stdin="text",
+        env={"LANG": "C"},
+        limits=Limits(fuel=1000),
+        wall_s=5,
+        endpoints=["openai"],
+        check=True,
+    )
+    assert_type(result, Result)
+    assert_type((result.run, result.exit_code, result.stdout, result.text), tuple[str, int, bytes, str])
+    assert_type(result.usage, RunUsage)
+    async with client.hold(500) as hold:
+        await client.run_module(Path("tool.wasm"), hold=hold)
+    async for claim in client.tasks():
+        assert_type(await claim.run(b"...", "x", wall_s=5, hold="h", check=True), Result)
+    assert_type(await client.inspect_module(Path("tool.wasm")), InspectReply)
+    assert_type(await client.modules(limit=5), ModulesReply)
+    assert_type(await client.runs(), RunsReply)
+    assert_type(await client.kill_run("r", why="it loops"), KillReply)
+    try:
+        await client.run_module(module)
+    except ExitStatus as ended:
+        assert_type(ended.result, Result)
+    except errors.Trap as trap:
+        assert_type(output_of(trap), Output | None)
+
+
 async def what_happens(client: Client) -> None:
     assert_type(client.events("budget"), AsyncIterator[BudgetEvent])
     async with client.subscribe("breaker") as events:
         assert_type(events, AsyncIterator[BreakerEvent])
+    assert_type(client.events("chassis"), AsyncIterator[ChassisEvent])
     async for event in client.events("all"):
         if isinstance(event, TaskEvent):
             assert_type(event.task, str)
@@ -151,6 +194,16 @@ def money_without_await() -> None:
         assert_type(client.balance(), BalanceReply)
 
 
+def sandboxes_without_await() -> None:
+    with SyncClient() as client:
+        module = client.put_module(b"...")
+        assert_type(client.run_module(module, "x", wall_s=5, task="T", fence=3), Result)
+        with client.hold(500) as hold, client.claim("T") as claim:
+            assert_type(client.run_module(Path("tool.wasm"), hold=hold), Result)
+            assert_type(claim.run(module, "x", hold=hold, check=True), Result)
+        assert_type(client.runs(), RunsReply)
+
+
 def as_the_runbook_does() -> None:
     bus = EventBus("etcd", {"nats": "nats://127.0.0.1:4222"})
     assert_type(bus.connect(), bool)
@@ -173,4 +226,7 @@ async def mistakes_are_found(client: Client) -> None:
     client.hold("0.25")  # type: ignore[arg-type]
     await client.set_breaker("x", "half_open")  # type: ignore[arg-type]
     client.events("weather")  # type: ignore[call-overload]
+    await client.run_module("sha256:9f86", 3)  # type: ignore[arg-type]
+    await client.run_module("sha256:9f86", seconds=3)  # type: ignore[call-arg]
+    await (await client.claim("T")).run("sha256:9f86", wall_s="3")  # type: ignore[arg-type]
     Coordinator("not a bus")  # type: ignore[arg-type]

@@ -121,11 +121,11 @@ class Cache:
             self._engine = self._folder / self._engine.name
             _check(self._folder)
             with _locked(self._folder):
+                self._make_engine()
                 key = _read_key(self._folder / "key")
                 if key is None:
                     key = self._new_key()
                 self._purge_others()
-                self._make_engine()
         except OSError as error:
             raise StartupError(
                 f"compiled modules cannot be kept in {self._folder}: {error.strerror or error}; make it writable for"

@@ -271,13 +271,14 @@ class Egress:
     def _report(self, route: Route, out: Outgoing, course: _Course) -> None:
         """Sends the report, and waits for nobody: a cancelled call has to be reported, too."""
         assert route.breaker is not None and course.permit is not None, "it was admitted"
+        verdict = "ignored" if self._stopped else course.verdict  # then it is us who hung up
         report = self._breakers.report(
             route.breaker,
             out.session,
             course.permit,
-            course.verdict,
+            verdict,
             latency_s=self._clock.monotonic() - course.began,
-            retry_after_s=course.retry_after_s if course.verdict == "failure" else None,
+            retry_after_s=course.retry_after_s if verdict == "failure" else None,
         )
         task = asyncio.ensure_future(report)
         self._reports.add(task)

@@ -51,8 +51,8 @@ _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _VALUE = re.compile(r"[\t -~]*")
 #: pchar of RFC 3986 and the slash
 _PATH = re.compile(r"(?:[A-Za-z0-9._~!$&'()*+,;=:@/-]|%[0-9A-Fa-f]{2})*")
-#: dots, slashes, backslashes, percent signs and control characters
-_ENCODED = re.compile(r"%(?:2e|2f|5c|25|[01][0-9a-f]|7f)", re.IGNORECASE)
+#: dots, and percent signs: what decodes twice
+_ENCODED = re.compile(r"%(?:2e|25)", re.IGNORECASE)
 #: what a URL may be written with (RFC 3986)
 _URL = re.compile(r"[A-Za-z0-9._~:/?#\[\]@!$&'()*+,;=%-]+")
 
@@ -164,7 +164,7 @@ def path_fault(path: str) -> str | None:
     if not _PATH.fullmatch(path):
         return "has letters that a path is not written with; they have to be percent-encoded"
     if _ENCODED.search(path):
-        return "has an encoded dot, slash, percent sign or control character"
+        return "has an encoded dot or percent sign"
     try:
         read = unicodedata.normalize("NFKC", unquote_to_bytes(path).decode())
     except UnicodeDecodeError:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import signal
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
@@ -27,8 +28,6 @@ GRACE_S = 0.25
 TEND_S = 1.0
 #: how long after a worker could not be started it is tried again
 AGAIN_S = (0.1, 0.5)
-SIGNALS = {-4: "SIGILL", -6: "SIGABRT", -7: "SIGBUS", -8: "SIGFPE", -9: "SIGKILL", -11: "SIGSEGV", -24: "SIGXCPU",
-           -25: "SIGXFSZ", -31: "SIGSYS"}  # fmt: skip
 #: what a guest's call is answered with: bytes, or an exception that ends the run
 Answer = Callable[[bytes], Awaitable[bytes]]
 
@@ -144,12 +143,10 @@ class Pool:
         while True:
             await self._clock.sleep(TEND_S)
             now = self._clock.monotonic()
+            self._bury()
             above = max(0, len(self._idle) + len(self._busy) - pool.min_size)
             for worker in self._idle[:above]:  # the first ones have been idle the longest
-                if worker.gone:
-                    self._idle.remove(worker)
-                    self._count_end(worker)
-                elif now - worker.idle_since > pool.idle_seconds:
+                if now - worker.idle_since > pool.idle_seconds:
                     self._idle.remove(worker)
                     self._dismiss(worker, "idle")
             self._replenish()
@@ -255,16 +252,20 @@ class Pool:
 
     def _take_idle(self, module: int) -> Worker | None:
         """The worker that was idle last and has the module; else the one that was idle last."""
-        if any(worker.gone for worker in self._idle):
-            for worker in [worker for worker in self._idle if worker.gone]:
-                self._idle.remove(worker)
-                self._count_end(worker)
+        self._bury()
         if not self._idle:
             return None
         at = next((i for i in range(len(self._idle) - 1, -1, -1) if module in self._idle[i].loaded), -1)
         worker = self._idle.pop(at)
         self._busy[worker.number] = worker
         return worker
+
+    def _bury(self) -> None:
+        """Takes out idle workers that have died."""
+        if any(worker.gone for worker in self._idle):
+            for worker in [worker for worker in self._idle if worker.gone]:
+                self._idle.remove(worker)
+                self._count_end(worker)
 
     def _release(self, worker: Worker) -> None:
         """A worker has no run any more: it takes the next one, idles, or is replaced."""
@@ -372,5 +373,8 @@ class Pool:
 
 
 def _died(status: int | None) -> SandboxDied:
-    name = SIGNALS.get(status or 0, "" if status is None else f"status {status}")
+    if status is None:
+        name = ""
+    else:
+        name = signal.Signals(-status).name if -status in set(signal.Signals) else f"status {status}"
     return SandboxDied(f"the sandbox died under the run ({name or 'it is not known how'})", signal=name)
