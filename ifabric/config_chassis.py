@@ -109,7 +109,7 @@ class Endpoint(Section, frozen=True, kw_only=True):
 class Credentials(Section, frozen=True, kw_only=True):
     """How to reach Vault: with a token that somebody keeps fresh in a file, or with an AppRole."""
 
-    vault_addr: Annotated[str, Meta(pattern="^https?://")] | None = None
+    vault_addr: Annotated[str, Meta(pattern=r"^https?://[^/@\s]+(/[^@\s]*)?$")] | None = None
     vault_token_path: str | None = None
     vault_role_id_path: str | None = None
     vault_secret_id_path: str | None = None

@@ -30,7 +30,9 @@ def setup(level: str = "INFO", style: Literal["json", "text", "auto"] = "auto", 
     """
     stream = _open(output)
     as_text = style == "text" or (style == "auto" and stream.isatty())
-    renderer: Any = structlog.dev.ConsoleRenderer() if as_text else structlog.processors.JSONRenderer(serializer=_json)
+    # tracebacks without the values of their variables: one of them may be a header with a secret in it
+    console = structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)
+    renderer: Any = console if as_text else structlog.processors.JSONRenderer(serializer=_json)
     shared: list[Any] = [
         structlog.contextvars.merge_contextvars,
         structlog.processors.add_log_level,

@@ -88,6 +88,20 @@ def test_an_entry_is_one_json_object_with_its_time_level_and_words(written: Call
     }
 
 
+@pytest.mark.parametrize("style", ["json", "text"])
+def test_a_traceback_does_not_tell_what_was_in_a_variable(written: Callable[..., list[str]], style: str) -> None:
+    def act(logger: Any) -> None:
+        headers = {"Authorization": "Bearer sk-canary"}
+        try:
+            raise ValueError(f"{len(headers)} headers were refused")
+        except ValueError:
+            logger.exception("a call failed")
+
+    told = "\n".join(written(act, style=style))
+    assert "1 headers were refused" in told
+    assert "sk-canary" not in told.replace('"Bearer sk-canary"}', "")  # the line of the source itself is no value
+
+
 def test_below_its_level_nothing_is_logged(written: Callable[..., list[str]]) -> None:
     def all_levels(logger: Any) -> None:
         for name in ("debug", "info", "warning", "error"):

@@ -58,6 +58,8 @@ class Job:
         #: None: the worker went away
         self.done: asyncio.Future[frames.Done | None] = loop.create_future()
         self.worker: Worker | None = None
+        #: on the clock's scale: then it is killed
+        self.until = 0.0
         #: the guest's call that is under way
         self.calling: asyncio.Task[None] | None = None
         #: why it is ended from here
@@ -163,6 +165,7 @@ class Pool:
         """
         worker = await self._turn(job)
         job.worker, began = worker, self._clock.monotonic()
+        job.until = began + job.start.wall_s + GRACE_S
         worker.listener = lambda frame: self._heard(job, frame)
         deadline = asyncio.get_running_loop().call_later(job.start.wall_s + GRACE_S, job.overran)
         self._send(worker, job)

@@ -157,7 +157,7 @@ class Runs:
             task=message.task,
             fence=message.fence,
             endpoints=frozenset(message.endpoints),
-            deadline=self._clock.monotonic() + granted.wall_s,
+            deadline=self._clock.monotonic() + granted.wall_s,  # until it is known when it begins
             claim=None if standing is None else standing.ask,
         )
         if message.endpoints:
@@ -199,6 +199,7 @@ class Runs:
         message = attempt.message
 
         async def answer(request: bytes) -> bytes:
+            outgoing.deadline = job.until  # the guest's own limit comes before it
             return await self._egress.call(request, outgoing)
 
         job = attempt.job = Job(attempt.session, start, code, answer)
