@@ -36,7 +36,7 @@ CONFIG: dict[str, Any] = {
 #: beyond the wall clock's limit: a tenth, and what the daemon waits before it kills
 GRACE_S = 0.25
 #: of a request that has nothing to compute, on a machine that has other work
-REPLY_S = 0.15
+REPLY_S = 2.0
 _names = itertools.count()
 
 
