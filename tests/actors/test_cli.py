@@ -401,7 +401,7 @@ def test_status_says_how_the_daemon_is(cli: Cli, folder: Path) -> None:
 
 
 def test_the_daemons_services_are_discovered_as_micro_services(cli: Cli) -> None:
-    assert {service["name"] for service in cli("svc", "ls", "--json").json} == {"coordinator", "governor"}
+    assert {service["name"] for service in cli("svc", "ls", "--json").json} == {"coordinator", "governor", "chassis"}
     about = next(one for one in cli("svc", "info", "--json").json if one["name"] == "coordinator")
     assert any(one["subject"] == "if.v1.coordinator.claim.*" for one in about["endpoints"])
     assert "if.v1.admin.coordinator.cancel.*" in cli("svc", "info").out

@@ -96,7 +96,7 @@ async def test_a_module_that_is_too_large_for_a_message_is_uploaded_and_nothing_
         assert "wasm" not in body and msgspec.convert(body["upload"], wire.UploadName)
         assert body["upload"].startswith("uploads/large_1-")
     assert put["upload"] != inspect["upload"]
-    assert list(await fake.store.page()) == []
+    assert list(await fake.store.page(prefix="uploads/large_1-")) == []
 
 
 async def test_the_largest_that_goes_in_a_message_fits_into_one(world: World) -> None:
@@ -690,7 +690,7 @@ async def test_a_real_guest_is_put_run_looked_at_and_ended(world: World, tmp_pat
         assert sum(one.size for one in await objects.page(prefix=wire.UPLOADS)) == 0
         found = await c.inspect_module(file)
         assert found.accepted and found.sections["custom:pad"] > wire.INLINE_MAX_BYTES
-        assert [kept.module for kept in (await c.modules()).modules] == [found.module]
+        assert found.module in {kept.module for kept in (await c.modules(limit=1000)).modules}
         with pytest.raises(Trap, match="unreachable") as trapped:
             await c.run_module(TRAPS, stdin="until then")
         written = output_of(trapped.value)

@@ -82,7 +82,7 @@ async def test_a_server_that_is_killed_comes_back_on_its_port_and_data_and_claim
 ) -> None:
     await daemon.start()
     before = children(daemon.pid)
-    assert set(before) == {"etcd", "nats-server"}
+    assert {"etcd", "nats-server"} <= set(before)
     async with agent(daemon, "a-1") as client:
         await client.submit([wire.TaskSpec(id=f"t{number}") for number in range(3)])
         held = [await client.claim("t0")]

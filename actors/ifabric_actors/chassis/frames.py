@@ -208,8 +208,14 @@ class Reader:
 
 
 def receive(sock: socket.socket, size: int = CHUNK) -> tuple[bytes, list[int]]:
-    """What there is to read, and the descriptors that came with it; blocks when nothing is there and the socket does."""
-    data, ancillary, _, _ = sock.recvmsg(size, socket.CMSG_SPACE(FDS_MAX * 4), socket.MSG_CMSG_CLOEXEC)
+    """What there is to read, and the descriptors that came with it; blocks when nothing is there and the socket does.
+
+    Nothing: the other side has gone, whether or not it had read all that it was sent.
+    """
+    try:
+        data, ancillary, _, _ = sock.recvmsg(size, socket.CMSG_SPACE(FDS_MAX * 4), socket.MSG_CMSG_CLOEXEC)
+    except ConnectionResetError:
+        return b"", []
     fds: list[int] = []
     for level, kind, packed in ancillary:
         if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:

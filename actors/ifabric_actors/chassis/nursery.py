@@ -10,6 +10,7 @@ workers with it.
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import os
 import selectors
@@ -137,7 +138,9 @@ def main(fd: int, parent: int, settings: bytes) -> None:
     """The process."""
     confined = confinement.isolate(parent)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the daemon, which drains
-    Nursery(socket.socket(fileno=fd), msgspec.json.decode(settings, type=frames.Settings)).serve(confined)
+    nursery = Nursery(socket.socket(fileno=fd), msgspec.json.decode(settings, type=frames.Settings))
+    with contextlib.suppress(BrokenPipeError):  # the daemon went while something was being told to it
+        nursery.serve(confined)
 
 
 if __name__ == "__main__":
