@@ -26,4 +26,4 @@ if [ ! -x "$target/usr/bin/etcd" ]; then
     (cd "$work" && "${apt[@]}" download etcd-server etcd-client)
     for package in "$work"/*.deb; do dpkg -x "$package" "$target"; done
 fi
-"$target/usr/bin/etcd" --version | head -n 1
+"$target/usr/bin/etcd" --version | sed -n 1p  # not head: it hangs up, and pipefail would take that for a failure
