@@ -307,6 +307,7 @@ async def test_a_run_ends_when_its_claim_does(world: World) -> None:
         await running
 
 
+@pytest.mark.slow
 async def test_a_run_ends_when_its_sessions_lease_runs_out_and_not_while_it_is_renewed(world: World) -> None:
     await world.daemon(chassis={})
     fence = await claimed(world, "t3", ttl_s=2)

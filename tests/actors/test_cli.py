@@ -477,6 +477,7 @@ def processes_of(folder: Path) -> dict[int, str]:
     return found
 
 
+@pytest.mark.slow
 def test_a_demo_with_a_killed_agent_keeps_every_promise_and_leaves_nothing(folder: Path, tmp_path: Path) -> None:
     done = run("demo", "--agents", "4", "--tasks", "30", "--kill", "1", "--json", TMPDIR=str(tmp_path))
     assert done.code == 0, done.out + done.err

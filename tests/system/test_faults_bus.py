@@ -15,6 +15,7 @@ from ifabric.wire import subjects
 from tests.system.conftest import Cluster, Load, eventually
 
 
+@pytest.mark.slow
 async def test_daemons_and_agents_outlive_the_death_of_nats(fragile: Cluster) -> None:
     daemons = await fragile.many(2)
     load = await Load(fragile, agents=20).start()

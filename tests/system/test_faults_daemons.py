@@ -14,6 +14,7 @@ from ifabric.testing.proxy import Proxy
 from tests.system.conftest import Cluster, Load, eventually
 
 
+@pytest.mark.slow
 async def test_a_daemon_killed_under_load_costs_no_task_and_no_agent_an_error(cluster: Cluster) -> None:
     daemons = await cluster.many(3)
     load = await Load(cluster, agents=50).start()
@@ -155,6 +156,7 @@ async def test_a_daemon_that_is_told_to_stop_waits_for_etcd_and_answers_what_it_
         assert await daemon.wait() == 0
 
 
+@pytest.mark.slow
 async def test_claims_outlive_the_death_of_every_daemon_and_the_dead_still_expire(cluster: Cluster) -> None:
     daemons = await cluster.many(2)
     await cluster.ask("hello", "kept", ttl_s=60)

@@ -78,6 +78,7 @@ async def test_an_idle_daemon_notices_that_etcd_froze_and_that_it_came_back(frag
     await eventually(lambda: is_ready(daemon))
 
 
+@pytest.mark.slow
 async def test_a_full_etcd_refuses_new_work_keeps_what_is_held_and_recovers_when_given_room() -> None:
     async with servers(quota_bytes=4 << 20) as pair, around(*pair) as cluster:
         daemon = await cluster.daemon()

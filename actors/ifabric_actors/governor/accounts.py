@@ -30,7 +30,7 @@ class Accounts:
         memory.mirrors = True
 
     def take(self, kv: KV) -> Account | Tally | None:
-        return self._memory.learn(kv.key, kv)
+        return self._memory.heard(kv)
 
     def gone(self, key: bytes, revision: int) -> None:
         self._memory.forget(key, revision)

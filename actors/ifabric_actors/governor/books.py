@@ -2,7 +2,9 @@
 
 What is known may be a moment old: every transaction compares the tallies that it was decided on. An account's limit
 has no compare of its own but where a tally is begun; whoever changes a limit rewrites the tally of the window, so that
-a decision made on the old one loses its race.
+a decision made on the old one loses its race. That holds for a limit which was still so when the tally was written: a
+limit that was read first and a tally that was read later may have a change between them, which no compare would show.
+So memory keeps as of which revision each limit is known, and a tally that is newer sends the reader back for both.
 """
 
 from __future__ import annotations
@@ -54,6 +56,8 @@ class Memory:
         self._default = Account(limit=default_session_micro_usd)
         self._limits: dict[str, _Limit] = {}
         self._sums: dict[Place, _Sum] = {}
+        #: the revision as of which each limit is known to be so
+        self._confirmed: dict[str, int] = {}
         #: a governor's feed brings every account: nothing is forgotten then
         self.mirrors = False
         self._trim_at = REMEMBERED_MAX
@@ -72,26 +76,42 @@ class Memory:
         if known is None or known.mod_revision < mod_revision:
             self._sums[place] = _Sum(tally or _EMPTY, mod_revision)
 
-    def learn(self, key: bytes, kv: KV | None) -> Account | Tally | None:
-        """What was read at a key of accounts or tallies; None: nothing is there now."""
+    def confirm(self, name: str, revision: int) -> None:
+        """The account's limit was still what is known of it at that revision."""
+        if self._confirmed.get(name, -1) < revision:
+            self._confirmed[name] = revision
+
+    def learn(self, key: bytes, kv: KV | None, revision: int) -> Account | Tally | None:
+        """What was read at a key of accounts or tallies at that revision; None: nothing was there."""
         if key.startswith(records.ACCOUNTS):
             name = key[len(records.ACCOUNTS) :].decode()
+            limit = self._limits.get(name)
             if kv is None:
-                self._limits[name] = _Limit(None, 0)
+                if limit is None or limit.mod_revision <= revision:
+                    self._limits[name] = _Limit(None, 0)
+                    self.confirm(name, revision)
                 return None
             account = records.account(kv)
             self.learn_limit(name, account, kv.mod_revision)
+            self.confirm(name, revision)
             return account
         place = place_of(key)
-        if kv is None:
-            self._sums[place] = _Sum(_EMPTY, 0)
-            return None
         known = self._sums.get(place)
+        if kv is None:
+            if known is None or known.mod_revision <= revision:
+                self._sums[place] = _Sum(_EMPTY, 0)
+            return None
         if known is not None and known.mod_revision == kv.mod_revision:
             return known.tally  # most of what the watch tells was committed here
         tally = records.tally(kv)
         self.learn_sum(place, tally, kv.mod_revision)
         return tally
+
+    def heard(self, kv: KV) -> Account | Tally | None:
+        """What the watch tells, in the order of the revisions: of the limit, all that was before a tally is known with it."""
+        if kv.key.startswith(records.TALLIES):
+            self.confirm(place_of(kv.key)[0], kv.mod_revision)
+        return self.learn(kv.key, kv, kv.mod_revision)
 
     def forget(self, key: bytes, revision: int) -> None:
         """The key was deleted at that revision."""
@@ -107,6 +127,7 @@ class Memory:
         if len(self._limits) + len(self._sums) > self._trim_at:
             self._limits = self._trimmed(self._limits)
             self._sums = self._trimmed(self._sums)
+            self._confirmed = {name: at for name, at in self._confirmed.items() if name in self._limits}
             self._trim_at = len(self._limits) + len(self._sums) + REMEMBERED_MAX
 
     def _trimmed(self, remembered: dict[K, V]) -> dict[K, V]:
@@ -167,15 +188,14 @@ class Memory:
         guess takes a second look.
         """
         found: dict[bytes, None] = {}
-        for name in names:
-            known = self._limits.get(name)
-            if known is None and not name.startswith(TASK):
+        wanted = [(name, window_of(self.limit(name).window, now_ms)) for name in names]
+        for place in dict.fromkeys((*wanted, *places)):
+            name, known = place[0], self._sums.get(place)
+            has_limit = not name.startswith(TASK)
+            behind = has_limit and known is not None and known.mod_revision > self._confirmed.get(name, -1)
+            if has_limit and (behind or name not in self._limits):
                 found[records.account_key(name)] = None
-            place = (name, window_of(self.limit(name).window, now_ms))
-            if place not in self._sums:
-                found[records.tally_key(*place)] = None
-        for place in places:
-            if place not in self._sums:
+            if behind or known is None:
                 found[records.tally_key(*place)] = None
         return [Get(key) for key in found]
 
@@ -302,6 +322,8 @@ class Books:
             self._memory.learn_sum(place, self._tally(place), revision)
         for name, account in self._founded.items():
             self._memory.learn_limit(name, account, revision)
+        for name in self.names():  # had one of them been changed, the transaction would not have gone through
+            self._memory.confirm(name, revision)
 
 
 def is_session(name: str) -> bool:

@@ -198,7 +198,7 @@ class Teller:
             for get, got in zip(part, outcome.answers, strict=True):
                 assert isinstance(got, Got), "a read is answered"
                 if got.kvs or and_absence:
-                    self.memory.learn(get.key, got.kvs[0] if got.kvs else None)
+                    self.memory.learn(get.key, got.kvs[0] if got.kvs else None, outcome.revision)
 
     def _assemble(self, batch: list[_Waiting], queue: deque[_Waiting], books: Books) -> _Attempt:
         """Decides as many as fit into one transaction; the others go back to the head of the queue."""
@@ -308,7 +308,7 @@ class Teller:
             assert isinstance(got, Got), "a read is answered"
             there[get.key] = got.kvs[0] if got.kvs else None
             if get.key.startswith((records.ACCOUNTS, records.TALLIES)):
-                self.memory.learn(get.key, there[get.key])
+                self.memory.learn(get.key, there[get.key], outcome.revision)
         again = []
         for waiting, draft in attempt.drafts:
             if all(fulfilled(compare, there[compare.key]) for compare in draft.request.compares):
