@@ -14,6 +14,7 @@ from msgspec import Meta, field
 
 from ifabric.config_base import USD_MAX, Count, Logging, MetricsPort, Name, Port, Positive, Section, Share
 from ifabric.config_chassis import Chassis
+from ifabric.config_ops import Backup, Http, Identity, Vault
 
 
 class Etcd(Section, frozen=True, kw_only=True):
@@ -124,13 +125,6 @@ class Nats(Section, frozen=True, kw_only=True):
     credentials_file: str | None = None
 
 
-class Http(Section, frozen=True, kw_only=True):
-    """Health and metrics. Port 0: any free one, told in endpoints.json."""
-
-    host: Name = "127.0.0.1"
-    port: Port = 8080
-
-
 class Events(Section, frozen=True, kw_only=True):
     """The stream that keeps the events."""
 
@@ -156,6 +150,9 @@ class Config(Section, frozen=True, kw_only=True):
     http: Http = Http()
     events: Events = Events()
     embedded: Embedded = Embedded()
+    identity: Identity = Identity()
+    vault: Vault = Vault()
+    backup: Backup = Backup()
     #: installed names, or "module:Class"
     actors: tuple[Name, ...] = ("coordinator", "governor", "chassis")
     #: sections of residents that the fabric does not know, by component
@@ -165,9 +162,15 @@ class Config(Section, frozen=True, kw_only=True):
     mailbox_max: Count = 8192
     in_flight_max: Count = 2048
 
+    @property
+    def hosted(self) -> tuple[str, ...]:
+        """The actors that run here: those named, and who answers NATS's auth callout where the seeds for it are."""
+        asked = self.identity.enabled and self.identity.issuer_seed_file is not None
+        return (*self.actors, "identity") if asked and "identity" not in self.actors else self.actors
+
     def section(self, component: str) -> Any:
         """The configuration of a component: its own section, or its `options`."""
-        if component in ("coordinator", "governor", "chassis"):
+        if component in ("coordinator", "governor", "chassis", "identity"):
             return getattr(self, component)
         return self.options.get(component, {})
 
@@ -211,7 +214,7 @@ def smells(config: Config) -> list[str]:
         found.append(
             "governor.circuit_breaker: minimum_calls is above failure_threshold: so many failures in a row will not open it"
         )
-    if not _is_local(config.http.host):
+    if not _is_local(config.http.host) and config.http.cert_file is None:
         found.append(f"http.host: {config.http.host} is reachable from other machines, without TLS")
     if bool(etcd.endpoints) != bool(config.nats.servers):
         found.append("one of coordinator.etcd.endpoints and nats.servers is set: the other server is an embedded one")

@@ -21,6 +21,7 @@ import socket
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 
+from ifabric.bus.serverconf import ServerConf
 from ifabric.cancellation import cancel_and_wait
 from ifabric.clock import Clock
 from ifabric.errors import StartupError
@@ -35,18 +36,6 @@ ROOM_BYTES = 128 << 20
 _STACKS = re.compile(r'\ngoroutine [\s\S]*|,"stacktrace":"(?:\\.|[^"\\])*"')
 _PR_SET_PDEATHSIG = 1
 _libc = ctypes.CDLL(None, use_errno=True)
-
-NATS_CONFIG = """\
-# written by ifabric for its embedded server
-listen: "127.0.0.1:{port}"
-server_name: "ifabric-embedded"
-max_payload: 1MB
-# a frozen member of a queue group keeps its share of the requests until its pings go unanswered
-ping_interval: "1s"
-ping_max: 2
-write_deadline: "2s"
-jetstream {{ store_dir: "{folder}", max_file_store: 8GB, max_memory_store: 256MB }}
-"""
 
 
 def die_with_parent() -> None:
@@ -212,7 +201,7 @@ def embedded_etcd(
         arguments.append("--logger=zap")
 
     async def healthy() -> bool:
-        return b'"health":"true"' in await _http_get(port, "/health")
+        return b'"health":"true"' in await http_get(port, "/health")
 
     return Server(program, arguments, folder / "log" / "etcd.log", healthy, clock), url
 
@@ -223,7 +212,8 @@ def embedded_nats(program: Program, folder: Path, port: int, clock: Clock) -> tu
     config = folder / "nats.conf"
     with writing(folder):
         config.parent.mkdir(parents=True, exist_ok=True)
-        config.write_text(NATS_CONFIG.format(port=port, folder=folder / "nats"))
+        conf = ServerConf(name="ifabric-embedded", listen=f"127.0.0.1:{port}", store_dir=folder / "nats")
+        config.write_text(conf.text())
 
     async def listening() -> bool:
         try:
@@ -239,7 +229,8 @@ def embedded_nats(program: Program, folder: Path, port: int, clock: Clock) -> tu
     return server, f"nats://127.0.0.1:{port}"
 
 
-async def _http_get(port: int, path: str) -> bytes:
+async def http_get(port: int, path: str) -> bytes:
+    """The whole answer of something on loopback; nothing when there is none."""
     try:
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
     except OSError:

@@ -20,8 +20,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from ifabric.config import Http
 from ifabric.config_base import MetricsPort
+from ifabric.config_ops import Http
 from ifabric.errors import StartupError
 from ifabric.http.health import Status
 from ifabric.metrics import CONTENT_TYPE, Metrics
