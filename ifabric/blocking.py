@@ -218,6 +218,8 @@ class SyncClient:
         ttl_s: int | None = None,
         timeout_s: float = 5.0,
         state_dir: Path | None = None,
+        credentials: str | Path | None = None,
+        ca: str | Path | None = None,
     ) -> None:
         self._background = Background()
 
@@ -231,6 +233,8 @@ class SyncClient:
                 ttl_s=ttl_s,
                 timeout_s=timeout_s,
                 state_dir=state_dir,
+                credentials=credentials,
+                ca=ca,
             )
 
         try:

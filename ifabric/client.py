@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import re
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
@@ -27,10 +26,11 @@ from typing import Any, Self
 import msgspec
 
 from ifabric.bus.base import Bus
-from ifabric.bus.nats import Nats, NatsSettings
+from ifabric.bus.nats import Nats
 from ifabric.calling import ATTEMPT_S, address_of
 from ifabric.claims import Claim
 from ifabric.clock import Clock, SystemClock
+from ifabric.connecting import credential_of, session_of, settings_for
 from ifabric.errors import FabricError, NoTaskMatches, ServerError, SessionLost, Unreachable
 from ifabric.governing import Governed
 from ifabric.listening import Listening
@@ -82,6 +82,8 @@ class Client(Listening, Governed, Sandboxed):
         ttl_s: int | None = None,
         timeout_s: float = 5.0,
         state_dir: Path | None = None,
+        credentials: str | Path | None = None,
+        ca: str | Path | None = None,
     ) -> Client:
         """A client to be entered with `async with`.
 
@@ -92,14 +94,17 @@ class Client(Listening, Governed, Sandboxed):
         accepts: take only tasks with one of these labels. account: whose money it spends, as ``acme/research``.
         ttl_s: seconds that the session lives without a renewal (default: the daemon's).
         timeout_s: how long a request is tried.
+        credentials: the file that `ifabric agent create` made; else ``$IFABRIC_CREDENTIALS``. The session is its.
+        ca: certificates of the authorities to trust, in PEM; else ``$IFABRIC_CA``, else the system's.
 
-        Entering raises `Unreachable` when there is nobody.
+        Entering raises `Unreachable` when there is nobody, and `Forbidden` when NATS does not let the credential in.
         """
         clock = SystemClock()
         urls = address_of(nats, state_dir)
-        name = session or os.environ.get("IFABRIC_SESSION") or _name(clock)
+        credential = credential_of(credentials)
+        name = session_of(session, credential) or _name(clock)
         subjects.request("coordinator", "hello", name)  # refuses a malformed one by name, before anything is sent
-        settings = NatsSettings(servers=tuple(urls.split(",")), name=f"ifabric {name}", connect_timeout_s=timeout_s)
+        settings = settings_for(urls, name, credential, ca, timeout_s)
         return cls(
             Nats(settings, clock),
             clock,

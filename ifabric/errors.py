@@ -156,6 +156,12 @@ class UnknownAccount(CallerError):
     code, status = "unknown_account", 404
 
 
+class UnknownAgent(CallerError):
+    """There is no such agent."""
+
+    code, status = "unknown_agent", 404
+
+
 class UnknownHold(CallerError):
     """The session has no hold of this name, or it ended so long ago that it is forgotten; nothing was charged."""
 

@@ -68,6 +68,14 @@ class Parts:
         return found
 
 
+@dataclass(frozen=True)
+class System:
+    """A daemon's way into NATS's system account, and the seed that signs what its auth callout is answered."""
+
+    bus: Bus
+    issuer_seed: str = field(repr=False)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Context:
     """Everything an actor is given."""
@@ -82,6 +90,8 @@ class Context:
     settings: Any
     log: Any
     parts: Parts = field(default_factory=Parts)
+    #: only where NATS's auth callout is answered
+    system: System | None = None
 
 
 class Handler(NamedTuple):

@@ -13,7 +13,7 @@ from typing import Any
 
 import yaml
 
-from ifabric.board.rows import STATUS_HINT, Errors, Row, status_notes, status_of
+from ifabric.board.rows import HOLDERS, STATUS_HINT, Errors, Row, status_notes, status_of
 
 #: fields whose text counts, not what YAML takes it for
 _AS_WRITTEN = {"id", "title", "depends", "depends_on", "needs", "wants", "priority", "attempts", "max_attempts"} | {
@@ -119,6 +119,8 @@ def _lines_of_objects(text: str) -> list[int]:
 
 
 def _row(line: int, fields: dict[str, Any], errors: Errors) -> Iterator[Row]:
+    for key in [key for key in fields if str(key).lower().replace("_", " ") in HOLDERS]:
+        del fields[key]
     done = fields.pop("done", False)
     word = fields.pop("status", "")
     status = status_of(word) if isinstance(word, str) else None

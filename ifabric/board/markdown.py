@@ -71,7 +71,7 @@ def _table(tokens: Sequence[Token], errors: Errors) -> Iterator[Row]:
             rows.append(((token.map or [0])[0] + 1, []))
         elif token.type == "inline" and tokens[at - 1].type in ("th_open", "td_open"):
             rows[-1][1].append(_plain(token))
-    columns, unused = _columns(rows[0][1]) if rows else ([], [])
+    columns, unused = columns_of(rows[0][1]) if rows else ([], [])
     if not columns:
         return
     about: tuple[str, ...] = (f"the columns {', '.join(unused)} of its table are not used",) if unused else ()
@@ -96,7 +96,7 @@ def _table(tokens: Sequence[Token], errors: Errors) -> Iterator[Row]:
         yield Row(line, status == "done", fields, notes + status_notes(status or "open"))
 
 
-def _columns(header: Sequence[str]) -> tuple[list[str], list[str]]:
+def columns_of(header: Sequence[str]) -> tuple[list[str], list[str]]:
     """The field of each column ("" for none) and the titles of those that are none; empty when it is no board.
 
     It is one when it has a column for ids, and says that these are tasks: by calling it `Task`, or by another column

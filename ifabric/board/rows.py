@@ -24,6 +24,11 @@ FIELDS = {
     "attempts": "attempts", "max attempts": "attempts",
     "deadline": "deadline", "budget": "budget",
 }  # fmt: skip
+#: names of the column or key that says who has a task: nobody's claim here, but a board's history is read by them
+HOLDERS = (
+    "holder", "claimed by", "claimed", "taken by", "session", "agent",
+    "owner", "assignee", "assigned to", "assigned", "who",
+)  # fmt: skip
 _STATUS: dict[str, Status] = {
     **dict.fromkeys(("done", "complete", "completed", "finished", "closed", "merged", "x", "[x]", "yes"), "done"),
     **dict.fromkeys(("✅", "✔", "✓", "☑", "🟢"), "done"),

@@ -196,6 +196,10 @@ class Bus(Protocol):
     @property
     def connected(self) -> bool: ...
 
+    @property
+    def max_payload_bytes(self) -> int:
+        """The largest message that the server takes, its headers included."""
+
     async def serve(self, name: str, version: str, description: str, endpoints: Sequence[Endpoint]) -> Service:
         """Starts a micro service whose endpoints share the queue group `name`. When it returns, the server knows
         them.
@@ -205,16 +209,25 @@ class Bus(Protocol):
         """Sends. Raises `Unavailable` at once when disconnected: nothing is kept to be sent later."""
 
     async def request(self, subject: str, data: bytes, *, timeout_s: float, headers: Headers | None = None) -> Answer:
-        """Sends and waits for one answer.
+        """Sends and waits for one answer. `Forbidden`: the server does not allow it, and did not pass it on.
 
         `Unavailable(reason="no_responders")`: nobody listens, so nothing happened. `Unavailable(reason="timeout")` or
         `reason="disconnected"`: it may have happened. An error answer is returned, not raised.
         """
 
+    async def ask_all(self, subject: str, data: bytes, *, within_s: float, answers_max: int = 10_000) -> list[Answer]:
+        """Sends to everybody who listens; the answers that came in that time, in the order in which they came.
+
+        Empty when nobody listens. Raises `Unavailable` when disconnected, and `Forbidden`.
+        """
+
     async def subscribe(
         self, subject: str, handler: Callable[[Incoming], Awaitable[None] | None], *, queue: str = ""
     ) -> Subscription:
-        """Delivers messages to `handler` one after another. When it returns, the server knows the subscription."""
+        """Delivers messages to `handler` one after another. When it returns, the server knows the subscription.
+
+        Raises `Forbidden` when the server does not allow it.
+        """
 
     async def journal(self, spec: JournalSpec | str) -> Journal:
         """The stream of `spec`, created if need be; or, by its name, one that is there. Raises `Unavailable`."""

@@ -11,15 +11,23 @@ until its own pings go unanswered, three seconds for one message. What got throu
 
 So here names are read as the server reads them, broken headers count as none, and what still fails is reported and
 costs only its own message. `tests/actors/test_hostile.py` sends all of it.
+
+**What is denied is told to whoever asked.** The server says so in a message of its own, later, which names the subject
+(in lower case, by then) and not the call: a denied request would just time out. Here it ends with `PermissionsViolation`
+at once, and a publish or a subscription can ask afterwards.
 """
 
 from __future__ import annotations
 
 import re
+import ssl
 from typing import Any
 
+import nats.errors
 import nats.protocol.parser
-from nats.aio.client import Client
+from nats.aio.client import AUTHORIZATION_VIOLATION, Client
+
+from ifabric.tls import Files, client_context
 
 #: nats-py's own, but for `\s` and `\S`: the server parts its words with spaces alone
 _WORD, _GAP = rb"([^ \t\r\n]+)", rb"[ \t]+"
@@ -28,8 +36,96 @@ nats.protocol.parser.MSG_RE = re.compile(rb"\AMSG" + _HEAD + rb"(\d+)\r\n")
 nats.protocol.parser.HMSG_RE = re.compile(rb"\AHMSG" + _HEAD + rb"(\d+)" + _GAP + rb"(\d+)\r\n")
 
 
+_DENIED = re.compile(r'permissions violation for (publish|subscription) to "([^"]*)"')
+#: denials that nobody has asked about, and requests that may be answered already: so many are remembered
+KEPT_MAX = 256
+
+
+class PermissionsViolation(nats.errors.Error):  # type: ignore[misc]
+    """The server does not allow it."""
+
+    def __init__(self, what: str, subject: str) -> None:
+        super().__init__(f"NATS does not allow a {what} to {subject}")
+        self.what, self.subject = what, subject
+
+
 class HardenedClient(Client):  # type: ignore[misc]
     """nats-py's client, reading what strangers send with care."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        #: what each request asked, by the token of its inbox
+        self._asked: dict[str, str] = {}
+        self._denials: dict[tuple[str, str], None] = {}
+
+    async def publish(
+        self, subject: str, payload: bytes = b"", reply: str = "", headers: dict[str, Any] | None = None
+    ) -> None:
+        """As nats-py's; it remembers what a request asked."""
+        prefix = self._resp_sub_prefix
+        if reply and prefix and reply.startswith(mine := prefix.decode()):
+            if len(self._asked) > KEPT_MAX + 2 * len(self._resp_map):
+                self._asked = {token: asked for token, asked in self._asked.items() if token in self._resp_map}
+            self._asked[reply[len(mine) :]] = subject
+        await super().publish(subject, payload, reply=reply, headers=headers)
+
+    async def _process_connect_init(self) -> None:
+        """As nats-py's, whose connection is none for ever when the server's ping comes before its welcome: an auth
+        callout may take longer than the interval of its pings.
+        """
+        transport = self._transport
+        read = transport.readline
+
+        async def beyond_pings() -> bytes:
+            while (line := await read()).startswith(b"PING"):
+                transport.write(b"PONG\r\n")
+                await transport.drain()
+            found: bytes = line
+            return found
+
+        transport.readline = beyond_pings
+        try:
+            await super()._process_connect_init()
+        except nats.errors.Error as error:
+            if AUTHORIZATION_VIOLATION in str(error).lower():
+                raise nats.errors.AuthorizationError from None
+            raise
+        finally:
+            transport.readline = read
+
+    async def _process_err(self, err_msg: str) -> None:
+        found = _DENIED.search(err_msg)
+        if found is not None:
+            what, subject = found[1], found[2].lower()
+            waiting = [token for token, asked in self._asked.items() if asked.lower() == subject]
+            futures = [future for token in waiting if (future := self._resp_map.get(token)) and not future.done()]
+            if what == "publish" and futures:
+                for future in futures:
+                    future.set_exception(PermissionsViolation(what, subject))
+                return
+            if len(self._denials) >= KEPT_MAX:
+                self._denials.clear()
+            self._denials[what, subject] = None
+        await super()._process_err(err_msg)
+
+    def check_allowed(self, what: str, subject: str) -> None:
+        """Raises `PermissionsViolation` when the server has denied this `publish` or `subscription`."""
+        if self._denials.pop((what, subject.lower()), self) is None:
+            raise PermissionsViolation(what, subject)
+
+    @property
+    def ssl_context(self) -> ssl.SSLContext:
+        """What the settings say; TLS 1.3 and the system's authorities when only the server asks for TLS."""
+        context: ssl.SSLContext | None = self.options.get("tls")
+        return context or client_context(Files())
+
+    async def _process_info(self, info: dict[str, Any], initial_connection: bool = False) -> None:
+        # nats-py takes TLS from whoever says that it is required, and goes on in the clear otherwise
+        if initial_connection and "tls" in self.options and not info.get("tls_required"):
+            if not info.get("tls_available"):
+                raise nats.errors.Error("the server offers no TLS, and nothing is sent in the clear")
+            info["tls_required"] = True
+        await super()._process_info(info, initial_connection)
 
     async def _close(self, status: int, do_cbs: bool = True) -> None:
         if not self.is_connected:

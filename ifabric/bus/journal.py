@@ -20,22 +20,29 @@ from nats.aio.client import Client
 from nats.js import JetStreamContext
 
 from ifabric.bus.base import Entry, JournalSpec
-from ifabric.errors import Unavailable
+from ifabric.bus.hardened import PermissionsViolation
+from ifabric.bus.streams import made
+from ifabric.errors import FabricError, Forbidden, Unavailable
 from ifabric.wire.envelope import MSG_ID_HEADER
 
 ACK_S = 5.0
 #: messages that may be under way when each is acknowledged by itself
 WINDOW = 64
+#: what a stream that is there already is brought up to
+_KEPT_UP = ("subjects", "max_age", "max_bytes", "duplicate_window", "num_replicas", "discard")
 
 
 async def open_journal(client: Client, spec: JournalSpec | str) -> JetStreamJournal:
-    """The stream as specified, created or brought up to date; by name alone, as it is. Raises `Unavailable`."""
+    """The stream as specified, created or brought up to date; by name alone, as it is.
+
+    Raises `Unavailable`, and `Forbidden` when the server does not allow it.
+    """
     context = client.jetstream(timeout=ACK_S)
     if isinstance(spec, str):
         try:
             there = await context.stream_info(spec)
         except (nats.errors.Error, OSError) as error:
-            raise _unavailable(error) from None
+            raise _failed(error, spec) from None
         return JetStreamJournal(context, spec, there.state.last_seq)
     config = js.StreamConfig(
         name=spec.name,
@@ -48,16 +55,21 @@ async def open_journal(client: Client, spec: JournalSpec | str) -> JetStreamJour
         discard=js.DiscardPolicy.OLD,
     )
     try:
-        try:
-            info = await context.add_stream(config)
-        except nats.js.errors.BadRequestError:  # it exists with another configuration
-            info = await context.update_stream(config)
+        info = await made(context, config, _KEPT_UP)
     except (nats.errors.Error, OSError) as error:
-        raise _unavailable(error) from None
+        raise _failed(error, spec.name) from None
     return JetStreamJournal(context, spec.name, info.state.last_seq)
 
 
-def _unavailable(error: Exception) -> Unavailable:
+def _failed(error: Exception, stream: str) -> FabricError:
+    """What to raise for nats-py's error."""
+    if isinstance(error, PermissionsViolation):
+        return Forbidden(
+            f"{error}: this session may not use the stream {stream}. Operators and observers may read it; an agent hears "
+            "the events of tasks, matches, breakers and the fabric from when it subscribes",
+            what="nats",
+            stream=stream,
+        )
     return Unavailable(f"JetStream does not answer: {error or type(error).__name__}", what="jetstream")
 
 
@@ -88,7 +100,7 @@ class JetStreamJournal:
                     ack = max(acks, key=lambda one: one.seq)
             self._last_seq = max(self._last_seq, ack.seq)
         except (nats.errors.Error, OSError) as error:
-            raise _unavailable(error) from None
+            raise _failed(error, self._stream) from None
 
     async def _send(self, commands: bytes) -> None:
         """Hands many publications to the connection at once: nats-py's `publish` costs more than all else here."""
@@ -115,7 +127,7 @@ class JetStreamJournal:
         except nats.js.errors.NotFoundError:
             return None
         except (nats.errors.Error, OSError) as error:
-            raise _unavailable(error) from None
+            raise _failed(error, self._stream) from None
         return Entry(found.subject or "", found.data or b"", found.headers or {}, found.seq or 0)
 
     async def read(self, *, after_seq: int = 0, subject: str | None = None) -> AsyncIterator[Entry]:
@@ -125,7 +137,7 @@ class JetStreamJournal:
                 subject or ">", stream=self._stream, config=config, ordered_consumer=True
             )
         except (nats.errors.Error, OSError) as error:
-            raise _unavailable(error) from None
+            raise _failed(error, self._stream) from None
         try:
             while True:
                 try:
@@ -133,7 +145,7 @@ class JetStreamJournal:
                 except nats.errors.TimeoutError:
                     continue
                 except (nats.errors.Error, OSError) as error:
-                    raise _unavailable(error) from None
+                    raise _failed(error, self._stream) from None
                 yield Entry(message.subject, message.data, message.headers or {}, message.metadata.sequence.stream)
         finally:
             with contextlib.suppress(

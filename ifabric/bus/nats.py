@@ -14,13 +14,14 @@ from __future__ import annotations
 import asyncio
 import ssl
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import nats
 import nats.errors
 from nats.aio.msg import Msg
 
+from ifabric.bus import tls
 from ifabric.bus.base import (
     Answer,
     Endpoint,
@@ -33,13 +34,17 @@ from ifabric.bus.base import (
     Service,
     Subscription,
 )
+from ifabric.bus.delivery import Delivery
 from ifabric.bus.hardened import HardenedClient
 from ifabric.bus.journal import open_journal
 from ifabric.bus.micro import MicroService, settled
 from ifabric.bus.objects import open_objects
+from ifabric.bus.translation import shut_out, translate
 from ifabric.cancellation import heard
-from ifabric.clock import Clock, monotonic
-from ifabric.errors import BadRequest, FabricError, Forbidden, TooLarge, Unavailable, Unreachable
+from ifabric.clock import Clock
+from ifabric.credentials import read_seed
+from ifabric.errors import FabricError, Unreachable
+from ifabric.tls import Files, client_context
 from ifabric.wire import subjects
 
 NO_HEADERS: Headers = {}
@@ -53,73 +58,33 @@ class NatsSettings:
     name: str = "ifabric"
     connect_timeout_s: float = 5.0
     nkey_seed_file: str | None = None
+    #: the seed itself, for who has it already
+    nkey_seed: str | None = field(default=None, repr=False)
     credentials_file: str | None = None
     ca_cert: str | None = None
     cert_file: str | None = None
     key_file: str | None = None
     inbox_prefix: str = "_INBOX"
+    #: requests are answered below `_INBOX.<session>.` only: the server sees to it that this is the session's own
+    private_inboxes: bool = False
     #: what a plain subscription may have waiting before the connection drops messages
     pending_msgs_max: int = 65_536
     pending_bytes_max: int = 64 * 1024 * 1024
 
+    @property
+    def files(self) -> Files:
+        """The certificates."""
+        return Files(ca_cert=self.ca_cert, cert_file=self.cert_file, key_file=self.key_file)
 
-def translate(error: Exception) -> FabricError:
-    """The one table from nats-py's errors to ours."""
-    if isinstance(error, nats.errors.NoRespondersError):
-        return Unavailable("nobody answers on this subject", what="nats", reason="no_responders")
-    if isinstance(error, nats.errors.MaxPayloadError):
-        return TooLarge("the message is larger than NATS carries; it was not sent")
-    if isinstance(error, nats.errors.BadSubjectError | nats.errors.InvalidCallbackTypeError):
-        return BadRequest(f"the subject is not one: {error}")
-    if isinstance(error, nats.errors.TimeoutError | TimeoutError):
-        return Unavailable("no answer in time; whether it was carried out is unknown", what="nats", reason="timeout")
-    if isinstance(error, nats.errors.AuthorizationError):
-        return Forbidden(f"NATS does not allow it: {error}", what="nats")
-    return Unavailable(f"not connected to NATS ({error or type(error).__name__})", what="nats", reason="disconnected")
+    @property
+    def has_key(self) -> bool:
+        """Whether it proves to be somebody."""
+        return self.nkey_seed is not None or self.nkey_seed_file is not None
 
-
-class Delivery:
-    """A message from NATS, to be answered at most once."""
-
-    __slots__ = ("_answered", "_began", "_bus", "_done", "data", "headers", "reply", "subject")
-
-    def __init__(self, bus: Nats, msg: Msg, answered: Callable[[float, str | None], None] | None = None) -> None:
-        self._bus = bus
-        self._done = False
-        #: the endpoint's statistics, told when the answer goes out
-        self._answered = answered
-        self._began = monotonic() if answered is not None else 0.0
-        self.subject: str = msg.subject
-        self.data: bytes = msg.data
-        self.reply: str = msg.reply
-        self.headers: Headers = msg.headers or NO_HEADERS
-
-    async def respond(self, data: bytes, headers: Headers | None = None) -> None:
-        if len(data) > self._bus.max_payload_bytes:
-            raise TooLarge(f"the answer has {len(data)} bytes, more than NATS carries")
-        self._end(None)
-        if self.reply:
-            await self._bus.publish(self.reply, data, headers)
-
-    async def respond_error(self, status: int, sentence: str, data: bytes) -> None:
-        self._end(f"{status}:{sentence}")
-        if self.reply:
-            await self._bus.publish(self.reply, data, error_headers(status, sentence))
-
-    def drop(self) -> None:
-        self._end(None)
-
-    def _end(self, error: str | None) -> None:
-        assert not self._done, "a message is answered once"
-        self._done = True
-        if self._answered is not None:
-            self._answered(self._began, error)
-
-
-def error_headers(status: int, sentence: str) -> dict[str, str]:
-    """The headers of an error answer (ADR-32). A header is one line of text."""
-    line = " ".join(sentence.split()).encode("ascii", "replace").decode()
-    return {"Nats-Service-Error": line[:1000], "Nats-Service-Error-Code": str(status)}
+    @property
+    def tls(self) -> bool:
+        """Whether nothing may be sent in the clear."""
+        return bool(self.files.paths) or any(server.startswith("tls://") for server in self.servers)
 
 
 class Nats:
@@ -133,6 +98,8 @@ class Nats:
         self._on_error = on_error
         self._client = HardenedClient()
         self._closing = True
+        self._connecting = self._shut_out = False
+        self._leaving: asyncio.Task[None] | None = None
         self.slow_consumers = 0
         self.spoofed = 0
         self.reconnects = 0
@@ -143,10 +110,11 @@ class Nats:
     async def connect(self) -> None:
         settings = self._settings
         self._client, self._closing = HardenedClient(), False
+        self._connecting, self._shut_out, self._examined = True, False, False
         self.lost = asyncio.get_running_loop().create_future()
         where = ", ".join(settings.servers)
         try:
-            async with asyncio.timeout(settings.connect_timeout_s):
+            async with asyncio.timeout(settings.connect_timeout_s - self._explain_s):
                 await self._client.connect(
                     servers=list(settings.servers),
                     name=settings.name,
@@ -161,17 +129,55 @@ class Nats:
                     closed_cb=self._closed,
                     reconnected_cb=self._reconnected,
                     tls=self._tls(),
-                    nkeys_seed=settings.nkey_seed_file,
+                    nkeys_seed_str=self._seed(),
                     user_credentials=settings.credentials_file,
                     no_echo=False,
                 )
         except TimeoutError:
             last = self._client.last_error
             await self._abandon()
-            raise Unreachable(f"no NATS answers at {where}" + (f": {last}" if last else "")) from None
+            why = await self._explained() or last
+            raise Unreachable(f"no NATS answers at {where}" + (f": {why}" if why else "")) from None
+        except Unreachable:
+            await self._abandon()
+            raise
+        except nats.errors.AuthorizationError:
+            await self._abandon()
+            raise shut_out(known=settings.has_key) from None
         except (nats.errors.Error, OSError, ssl.SSLError) as error:
             await self._abandon()
-            raise Unreachable(f"cannot connect to NATS at {where}: {error}") from None
+            raise Unreachable(f"cannot connect to NATS at {where}: {await self._explained() or error}") from None
+        finally:
+            self._connecting = self._examined = False
+
+    async def reload(self) -> None:
+        """The certificates as they are now, for the next connection; the present one stays.
+
+        Raises `ConfigError`, and `Unreachable` when every server would refuse them; then nothing has changed.
+        """
+        context = self._tls()
+        if context is not None:
+            await self._usable()
+            self._client.options["tls"] = context
+
+    async def _usable(self) -> None:
+        settings = self._settings
+        await tls.usable(settings.servers, settings.files, tls=settings.tls, timeout_s=self._explain_s)
+
+    @property
+    def _explain_s(self) -> float:
+        """Of the time to connect, what is kept for finding out why it failed."""
+        return min(1.0, self._settings.connect_timeout_s / 4)
+
+    async def _explained(self) -> str:
+        settings = self._settings
+        return await tls.explained(settings.servers, settings.files, tls=settings.tls, timeout_s=self._explain_s)
+
+    def _seed(self) -> str | None:
+        settings = self._settings
+        if settings.nkey_seed is None and settings.nkey_seed_file is not None:
+            return read_seed(settings.nkey_seed_file)
+        return settings.nkey_seed
 
     async def _abandon(self) -> None:
         """Ends a connection that never came to be."""
@@ -179,14 +185,7 @@ class Nats:
         await self._client.close()
 
     def _tls(self) -> ssl.SSLContext | None:
-        settings = self._settings
-        if not (settings.ca_cert or settings.cert_file or any(s.startswith("tls://") for s in settings.servers)):
-            return None
-        context = ssl.create_default_context(cafile=settings.ca_cert)
-        context.minimum_version = ssl.TLSVersion.TLSv1_2
-        if settings.cert_file:
-            context.load_cert_chain(settings.cert_file, settings.key_file)
-        return context
+        return client_context(self._settings.files) if self._settings.tls else None
 
     async def close(self) -> None:
         if self._closing:
@@ -211,6 +210,14 @@ class Nats:
     async def _error(self, error: Exception) -> None:
         if isinstance(error, nats.errors.SlowConsumerError):
             self.slow_consumers += 1
+        if isinstance(error, nats.errors.AuthorizationError):
+            self._shut_out = True
+            if self._connecting:
+                raise error  # out of nats-py's loop, which would ask again and again
+            self._leaving = asyncio.create_task(self._client.close(), name="nats: shut out")
+        elif self._connecting and not self._examined:
+            self._examined = True
+            await self._usable()  # a certificate does not get better by asking again: out of the loop, too
         self.report("nats", error)
 
     def report(self, where: str, error: Exception) -> None:
@@ -223,6 +230,8 @@ class Nats:
             why = (
                 "closed"
                 if self._closing
+                else "NATS does not let this credential in any more"
+                if self._shut_out
                 else f"NATS closed the connection for good: {self._client.last_error or 'no reason given'}"
             )
             self.lost.set_result(why)
@@ -240,14 +249,44 @@ class Nats:
         try:
             await self._client.publish(subject, data, reply=reply, headers=_mapping(headers))
         except (nats.errors.Error, OSError) as error:
-            raise translate(error) from None
+            raise self._translated(error) from None
 
     async def request(self, subject: str, data: bytes, *, timeout_s: float, headers: Headers | None = None) -> Answer:
         try:
             msg = await heard(self._client.request(subject, data, timeout=timeout_s, headers=_mapping(headers)))
         except (nats.errors.Error, OSError) as error:
-            raise translate(error) from None
+            raise self._translated(error) from None
         return Answer(msg.data, msg.headers or NO_HEADERS)
+
+    async def ask_all(self, subject: str, data: bytes, *, within_s: float, answers_max: int = 10_000) -> list[Answer]:
+        answers: list[Answer] = []
+
+        def take(incoming: Incoming) -> None:
+            # without data and with a status: nobody listens
+            if len(answers) < answers_max and (incoming.data or "Status" not in incoming.headers):
+                answers.append(Answer(incoming.data, incoming.headers))
+
+        inbox = self.new_inbox()
+        subscription = await self.subscribe(inbox, take)
+        try:
+            await self.publish(subject, data, reply=inbox)
+            await self._flushed(subject)
+            await self._clock.sleep(within_s)
+        finally:
+            await subscription.unsubscribe()
+        return answers
+
+    async def _flushed(self, published: str) -> None:
+        """Returns when the server has taken what was published. Raises `Forbidden` when it did not pass it on."""
+        try:
+            await settled(self._client)
+            self._client.check_allowed("publish", published)
+        except (nats.errors.Error, OSError) as error:
+            raise self._translated(error) from None
+
+    def _translated(self, error: Exception) -> FabricError:
+        """As the table says, unless the server has shut us out for good."""
+        return shut_out(known=self._settings.has_key) if self._shut_out else translate(error)
 
     async def subscribe(
         self, subject: str, handler: Callable[[Incoming], Awaitable[None] | None], *, queue: str = ""
@@ -266,8 +305,9 @@ class Nats:
                 pending_bytes_limit=self._settings.pending_bytes_max,
             )
             await settled(self._client)
+            self._client.check_allowed("subscription", subject)
         except (nats.errors.Error, OSError) as error:
-            raise translate(error) from None
+            raise self._translated(error) from None
         return _Subscription(subscription)
 
     async def serve(self, name: str, version: str, description: str, endpoints: Sequence[Endpoint]) -> Service:
@@ -281,10 +321,15 @@ class Nats:
 
     def _admit(self, msg: Msg, answered: Callable[[float, str | None], None]) -> Delivery | None:
         """A request to be handed over; None when its answer would go where it must not."""
-        if msg.reply and not subjects.may_answer(msg.reply):
+        if msg.reply and not self._may_answer(msg):
             self.spoofed += 1
             return None
         return Delivery(self, msg, answered)
+
+    def _may_answer(self, msg: Msg) -> bool:
+        if not subjects.may_answer(msg.reply):
+            return False
+        return not self._settings.private_inboxes or subjects.is_own_inbox(msg.reply, msg.subject)
 
     async def journal(self, spec: JournalSpec | str) -> Journal:
         return await open_journal(self._client, spec)

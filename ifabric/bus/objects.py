@@ -29,8 +29,10 @@ from nats.nuid import NUID
 
 from ifabric.bus.base import ObjectDamaged, ObjectInfo, ObjectSpec
 from ifabric.bus.bucket import ACK_S, WINDOW, Bucket, Meta, Stored, decoded
+from ifabric.bus.hardened import PermissionsViolation
+from ifabric.bus.streams import made
 from ifabric.cancellation import heard
-from ifabric.errors import StoreFull, TooLarge, Unavailable
+from ifabric.errors import Forbidden, StoreFull, TooLarge, Unavailable
 
 #: one call of the seam, whatever it takes
 CALL_S = 60.0
@@ -38,10 +40,15 @@ CHUNK = 128 * 1024
 _DIGEST = "SHA-256="
 #: "maximum bytes exceeded", "insufficient storage resources", "insufficient resources"
 _FULL = (10077, 10047, 10023)
+#: what a bucket that is there already is brought up to
+_KEPT_UP = ("description", "subjects", "max_bytes", "num_replicas", "discard", "allow_rollup_hdrs", "allow_direct")
 
 
 async def open_objects(client: Client, spec: ObjectSpec | str) -> JetStreamObjects:
-    """The bucket as specified, created or brought up to date; by name alone, as it is. Raises `Unavailable`."""
+    """The bucket as specified, created or brought up to date; by name alone, as it is.
+
+    Raises `Unavailable`, and `Forbidden` when the server does not allow it.
+    """
     context = client.jetstream(timeout=ACK_S)
     name = spec if isinstance(spec, str) else spec.name
     with _translated(name):
@@ -59,10 +66,7 @@ async def open_objects(client: Client, spec: ObjectSpec | str) -> JetStreamObjec
             allow_rollup_hdrs=True,
             allow_direct=True,
         )
-        try:
-            await heard(context.add_stream(config))
-        except nats.js.errors.BadRequestError:  # it exists with another configuration
-            await heard(context.update_stream(config))
+        await made(context, config, _KEPT_UP)
     return JetStreamObjects(Bucket(client, context, name))
 
 
@@ -79,6 +83,8 @@ def _translated(bucket: str) -> Iterator[None]:
                 bucket=bucket,
             ) from None
         raise _unavailable(error) from None
+    except PermissionsViolation as error:
+        raise Forbidden(f"{error}: this session may not use the bucket {bucket}", what="nats", bucket=bucket) from None
     except (nats.errors.Error, OSError) as error:
         raise _unavailable(error) from None
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, TypeVar
 
 from ifabric.cli.options import Where
+from ifabric.connecting import credential_of, session_of
 from ifabric.errors import ConfigError
 from ifabric.wire.subjects import SESSION
 
@@ -22,10 +22,10 @@ def client(
     """A client that says bye when it leaves; set `leave_on_exit` for one that does not."""
     from ifabric.client import Client
 
-    name = session or os.environ.get("IFABRIC_SESSION") or None
+    at = where or Where()
+    name = session_of(session, credential_of(at.credentials))
     if name is not None and not SESSION.fullmatch(name):
         raise ConfigError(f"the session {name!r} is none: it must match {SESSION.pattern}")
-    at = where or Where()
     return Client.connect(
         at.nats,
         session=name,
@@ -33,7 +33,17 @@ def client(
         capabilities=capabilities,
         timeout_s=at.timeout,
         state_dir=at.state_dir,
+        credentials=at.credentials,
+        ca=at.ca,
     )
+
+
+def whose(session: str | None, where: Where | None) -> str:
+    """The session that a verb is for. `ConfigError` when nothing says whose."""
+    name = session_of(session, credential_of((where or Where()).credentials))
+    if name is None:
+        raise ConfigError("say whose it is: --session, $IFABRIC_SESSION, or a credential (--credentials)")
+    return name
 
 
 def with_client(

@@ -13,7 +13,7 @@ import msgspec
 from cyclopts import Parameter
 from cyclopts.validators import Number
 
-from ifabric.cli.connect import with_client
+from ifabric.cli.connect import whose, with_client
 from ifabric.cli.options import Json, Session, Task, Where, amount
 from ifabric.cli.output import out, plain, print_json, say_state, usd
 from ifabric.errors import BadRequest
@@ -45,7 +45,7 @@ Cost = Annotated[str | None, Parameter(help="What it cost in USD, as 0.25: charg
 def claim(
     task: Task,
     *,
-    session: Session,
+    session: Session = None,
     ttl: Ttl = CLI_TTL_S,
     capabilities: Capabilities = (),
     hold: Hold = None,
@@ -60,12 +60,12 @@ def claim(
         ifabric task complete P0.1.5 --session alice --result '{"answer": 42}'
     """
     micro_usd = amount(hold, "--hold")
-    return _take(where, session, ttl, capabilities, json, lambda c: c.claim(task, hold_micro_usd=micro_usd))
+    return _take(where, whose(session, where), ttl, capabilities, json, lambda c: c.claim(task, hold_micro_usd=micro_usd))
 
 
 def next_(
     *,
-    session: Session,
+    session: Session = None,
     wait: Annotated[
         float, Parameter(help="Seconds to wait for a task.", validator=Number(gte=0, lte=wire.WAIT_MAX_S))
     ] = 0.0,
@@ -83,16 +83,17 @@ def next_(
         ifabric task next --session alice --capabilities rust,wasm --wait 30
     """
     micro_usd = amount(hold, "--hold")
-    return _take(where, session, ttl, capabilities, json, lambda c: c.next(wait_s=wait, hold_micro_usd=micro_usd))
+    return _take(where, whose(session, where), ttl, capabilities, json, lambda c: c.next(wait_s=wait, hold_micro_usd=micro_usd))
 
 
-def renew(*, session: Session, json: Json = False, where: Where | None = None) -> int:
+def renew(*, session: Session = None, json: Json = False, where: Where | None = None) -> int:
     """Keep what the session holds for another TTL, and say what that is."""
 
     async def act(c: Client) -> wire.RenewReply:
         reply: wire.RenewReply = await c.call(wire.Renew())
         return reply
 
+    session = whose(session, where)
     reply = with_client(where, session, act)
     if json:
         print_json({"session": session, "ttl_s": reply.ttl_s, "held": reply.unnamed})
@@ -106,7 +107,7 @@ def renew(*, session: Session, json: Json = False, where: Where | None = None) -
 def complete(
     task: Task,
     *,
-    session: Session,
+    session: Session = None,
     fence: Fence = None,
     result: Annotated[str | None, Parameter(help="JSON; what is not JSON is taken as text.")] = None,
     cost: Cost = None,
@@ -124,7 +125,7 @@ def complete(
     async def act(c: Client) -> wire.CompleteReply:
         return await c.complete(task, await _fence(c, task, fence), value, cost_micro_usd=micro_usd)
 
-    reply = with_client(where, session, act)
+    reply = with_client(where, whose(session, where), act)
     if json:
         print_json(reply)
     else:
@@ -137,7 +138,7 @@ def fail(
     task: Task,
     error: Annotated[str, Parameter(help="Why, in words.")],
     *,
-    session: Session,
+    session: Session = None,
     fence: Fence = None,
     retry: Annotated[bool, Parameter(negative="--no-retry", help="Let the task die at once with --no-retry.")] = True,
     cost: Cost = None,
@@ -155,13 +156,13 @@ def fail(
     async def act(c: Client) -> wire.FailReply:
         return await c.fail(task, await _fence(c, task, fence), error, retry=retry, cost_micro_usd=micro_usd)
 
-    return say_state(with_client(where, session, act), task, json=json)
+    return say_state(with_client(where, whose(session, where), act), task, json=json)
 
 
 def release(
     task: Task,
     *,
-    session: Session,
+    session: Session = None,
     fence: Fence = None,
     reason: Annotated[str, Parameter(help="Why, in words.")] = "",
     json: Json = False,
@@ -172,7 +173,7 @@ def release(
     async def act(c: Client) -> wire.StateReply:
         return await c.release(task, await _fence(c, task, fence), reason)
 
-    return say_state(with_client(where, session, act), task, json=json)
+    return say_state(with_client(where, whose(session, where), act), task, json=json)
 
 
 # -- inside ----------------------------------------------------------------------------------------------------------

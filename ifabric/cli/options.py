@@ -14,7 +14,12 @@ from ifabric.errors import ConfigError
 Json = Annotated[bool, Parameter(help="JSON on stdout, for machines.")]
 Task = Annotated[str, Parameter(help="The task's id.")]
 Session = Annotated[
-    str, Parameter(name=["--session", "-s"], env_var="IFABRIC_SESSION", help="Whose claim it is: letters, digits, _ -.")
+    str | None,
+    Parameter(
+        name=["--session", "-s"],
+        env_var="IFABRIC_SESSION",
+        help="Whose claim it is: letters, digits, _ -. A credential says it by itself.",
+    ),
 ]
 
 
@@ -38,8 +43,19 @@ class Where:
     ] = None
     state_dir: Annotated[Path | None, Parameter(help="State directory of this machine's daemon.")] = None
     timeout: Annotated[float, Parameter(help="Seconds to try.", validator=Number(gt=0, lte=3600))] = 5.0
+    credentials: Annotated[
+        Path | None, Parameter(help="The file that `ifabric agent create` made. Default: $IFABRIC_CREDENTIALS.")
+    ] = None
+    ca: Annotated[
+        Path | None, Parameter(help="Authorities to trust, in PEM. Default: $IFABRIC_CA, or the system's.")
+    ] = None
 
     def words(self) -> str:
         """These options again, for a command that is printed to be copied."""
-        nats = f" --nats {self.nats}" if self.nats else ""
-        return nats + (f" --state-dir {self.state_dir}" if self.state_dir else "")
+        given = {
+            "nats": self.nats,
+            "state-dir": self.state_dir,
+            "credentials": self.credentials,
+            "ca": self.ca,
+        }
+        return "".join(f" --{name} {value}" for name, value in given.items() if value)

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import msgspec
 
 from ifabric.cli.options import Json, Where
 from ifabric.cli.output import out, plain, print_json, print_table
 from ifabric.errors import Unreachable
-
-if TYPE_CHECKING:
-    from ifabric.bus.base import Incoming
 
 #: how long answers are waited for: nobody knows how many services there are
 GATHER_S = 0.5
@@ -69,26 +66,21 @@ def stats(*, json: Json = False, where: Where | None = None) -> int:
 
 def _ask(where: Where | None, verb: str) -> list[dict[str, Any]]:
     """Everybody's answer to ``$SRV.<verb>``, sorted."""
-    from ifabric.bus.nats import Nats, NatsSettings
+    from ifabric.bus.nats import Nats
     from ifabric.client import address_of
     from ifabric.clock import SystemClock
+    from ifabric.connecting import credential_of, session_of, settings_for
 
     async def run() -> list[dict[str, Any]]:
         at = where or Where()
         urls = address_of(at.nats, at.state_dir)
-        bus = Nats(NatsSettings(servers=tuple(urls.split(",")), connect_timeout_s=at.timeout), SystemClock())
+        credential = credential_of(at.credentials)
+        session = session_of(None, credential) or "discovery"
+        bus = Nats(settings_for(urls, session, credential, at.ca, at.timeout), SystemClock())
         await bus.connect()
         try:
-            answers: list[dict[str, Any]] = []
-
-            def take(incoming: Incoming) -> None:
-                if incoming.data and len(answers) < ANSWERS_MAX:  # empty: "no responders"
-                    answers.append(msgspec.json.decode(incoming.data))
-
-            inbox = bus.new_inbox()
-            await bus.subscribe(inbox, take)
-            await bus.publish(f"$SRV.{verb}", b"", reply=inbox)
-            await asyncio.sleep(GATHER_S)
+            said = await bus.ask_all(f"$SRV.{verb}", b"", within_s=GATHER_S, answers_max=ANSWERS_MAX)
+            answers: list[dict[str, Any]] = [msgspec.json.decode(one.data) for one in said]
             if not answers:
                 raise Unreachable(f"no service answers at {urls}; is the daemon running? `ifabric run` starts one")
             return sorted(answers, key=lambda one: (one["name"], one["id"]))

@@ -155,6 +155,11 @@ class MemoryBus:
     def connected(self) -> bool:
         return self._connected
 
+    @property
+    def max_payload_bytes(self) -> int:
+        """As NATS's own default."""
+        return 1 << 20
+
     def disconnect(self, *, connected: bool = False) -> None:
         """A fault: the connection is gone, or (`connected`) back."""
         self._connected = connected
@@ -189,6 +194,23 @@ class MemoryBus:
         finally:
             if interest in self.hub.interests:
                 self.hub.interests.remove(interest)
+
+    async def ask_all(self, subject: str, data: bytes, *, within_s: float, answers_max: int = 10_000) -> list[Answer]:
+        self.hub.inboxes += 1
+        inbox = f"_INBOX.memory.{self.hub.inboxes}"
+        answers: list[Answer] = []
+
+        def take(message: Incoming) -> None:
+            if len(answers) < answers_max:
+                answers.append(Answer(message.data, message.headers))
+
+        subscription = await self.subscribe(inbox, take)
+        try:
+            if self.hub.deliver(subject, data, {}, inbox):
+                await asyncio.sleep(within_s)
+        finally:
+            await subscription.unsubscribe()
+        return answers
 
     async def subscribe(
         self, subject: str, handler: Callable[[Incoming], Awaitable[None] | None], *, queue: str = ""

@@ -63,6 +63,11 @@ def event(component: str, what: str) -> str:
     return f"{ROOT}.event.{component}.{what}"
 
 
+def is_own_inbox(reply: str, subject: str) -> bool:
+    """Whether a request wants its answer in its own session's inbox: ``_INBOX.<session>.`` and more."""
+    return reply.startswith(f"{INBOX}{subject.rpartition('.')[2]}.")
+
+
 def may_answer(reply: str) -> bool:
     """Whether a reply subject is one that the daemon publishes to: an inbox, without wildcards or odd characters."""
     named = reply.startswith(INBOX) and len(reply) > len(INBOX)

@@ -279,7 +279,7 @@ def test_the_configuration_is_frozen() -> None:
             "coordinator:\n  etcd:\n    timeout: 5\n    enpoints: []\n",
             "c.yaml:4: unknown key coordinator.etcd.enpoints; did you mean `endpoints`?",
         ),
-        ("http: {zzz: 1}\n", "c.yaml:1: unknown key http.zzz; known are host, port"),
+        ("http: {zzz: 1}\n", "c.yaml:1: unknown key http.zzz; known are cert_file, client_ca, host, key_file, port"),
         ("http:\n  port: many\n", "c.yaml:2: http.port: expected `int`, got `str`"),
         ("http: {port: 65536}\n", "c.yaml:1: http.port: expected `int` <= 65535"),
         ("http:\n\n  port: -1\n", "c.yaml:3: http.port: expected `int` >= 0"),

@@ -30,6 +30,7 @@ from ifabric_actors.coordinator.submissions import Submissions
 from ifabric_actors.coordinator.sweeper import Sweeper
 from ifabric_actors.coordinator.waiters import Waiters
 from ifabric_actors.governor.outages import Outages
+from ifabric_actors.identity.register import agents_of
 
 
 class Coordinator(Actor):
@@ -64,6 +65,7 @@ class Coordinator(Actor):
             feed=self._feed,
             incarnation=context.committer.incarnation,
             ttl_s=config.task_claim_ttl_seconds,
+            agent_of=agents_of(store) if context.settings.identity.enabled else None,
             deadlines=deadlines,
         )
         self._sessions = Sessions(self._office)

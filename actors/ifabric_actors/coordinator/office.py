@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +20,7 @@ from ifabric_actors.coordinator.board import Board
 from ifabric_actors.coordinator.desk import Committed, Desk, Replayed
 from ifabric_actors.coordinator.money import Purse
 from ifabric_actors.coordinator.records import Seat, Stored, Task
+from ifabric_actors.identity.records import Agent
 
 
 @dataclass(kw_only=True)
@@ -34,6 +36,8 @@ class Office:
     feed: Feed
     incarnation: int
     ttl_s: int
+    #: what is known of an agent; None where there are no identities
+    agent_of: Callable[[str], Awaitable[Agent | None]] | None
     #: task -> lease of the claim's own deadline, while that lives
     deadlines: dict[str, int]
 

@@ -17,6 +17,7 @@ from ifabric_actors.coordinator import records, rules
 from ifabric_actors.coordinator.desk import TRIES_MAX, Committed, Plan, Write
 from ifabric_actors.coordinator.office import Office, reply_of
 from ifabric_actors.coordinator.records import Seat, Session, Task
+from ifabric_actors.identity import rules as identity
 
 #: how a claim ends; `expired` also names the holder, but is not its doing, and `cancelled` names the operator, who may
 #: go by the holder's session
@@ -32,6 +33,7 @@ class Sessions:
 
     async def hello(self, message: wire.Hello, caller: Caller) -> Any:
         ttl_s = message.ttl_s or self._office.ttl_s
+        message = await self._as_its_agent(message, caller)
         fresh = 0
 
         def decide() -> Plan:
@@ -79,6 +81,17 @@ class Sessions:
         if done is None:
             raise Overloaded(f"hello lost {TRIES_MAX} races; nothing was done", what="contention")
         return done.reply
+
+    async def _as_its_agent(self, message: wire.Hello, caller: Caller) -> wire.Hello:
+        """With the account and the capabilities that the session's agent was given. Raises `Forbidden`."""
+        if self._office.agent_of is None:
+            return message
+        agent = await self._office.agent_of(caller.session)
+        return msgspec.structs.replace(
+            message,
+            account=identity.account_for(caller.session, message.account, agent),
+            capabilities=identity.capabilities_for(caller.session, message.capabilities, agent),
+        )
 
     async def renew(self, message: wire.Renew, caller: Caller) -> wire.RenewReply:
         seat = await self._office.seat(caller)
