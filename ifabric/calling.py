@@ -71,6 +71,8 @@ class Line:
                 answer = await self._bus.request(subject, data, timeout_s=patience_s, headers=headers)
                 return _read(message, answer)
             except FabricError as error:
+                if error.facts.get("what") == "draining":  # a daemon that hands over is no sign that nobody is there
+                    until = max(until, self._clock.monotonic() + self._timeout_s)
                 late = not again or self._clock.monotonic() >= until
                 if isinstance(error, Unavailable) and error.facts.get("reason") == "no_responders" and late:
                     raise Unreachable(

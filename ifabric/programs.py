@@ -57,6 +57,8 @@ def judge_etcd(text: str, *, embedded: bool, allow_old: bool) -> str | None:
     """None for a sound version of etcd; a warning for an old one that is embedded or allowed; `StartupError` for any
     other.
     """
+    if not text:
+        return "etcd does not tell its version to this user over HTTP: see to it yourself that it is 3.5.30 or newer"
     version = parse_version(text)
     if is_sound(version):
         return None

@@ -44,6 +44,7 @@ RANKS: tuple[tuple[str, int], ...] = (
     ("ifabric.actor", 4),
     ("ifabric.supervision", 4),
     ("ifabric.calling", 4),
+    ("ifabric.connecting", 4),
     ("ifabric.listening", 4),
     ("ifabric.spending", 4),
     ("ifabric.breaking", 4),
@@ -57,6 +58,8 @@ RANKS: tuple[tuple[str, int], ...] = (
     ("ifabric.loader", 5),
     ("ifabric.embedded", 5),
     ("ifabric.http", 5),
+    ("ifabric.scratch", 5),
+    ("ifabric.drill", 6),
     ("ifabric.fabric", 6),
     ("ifabric.testing", 9),
     ("ifabric.cli", 7),
@@ -77,12 +80,13 @@ FOR_RESIDENTS = (
     "ifabric.metrics",
 )
 #: who may name a concrete backend
-COMPOSERS = ("ifabric.fabric", "ifabric.embedded", "ifabric.client", "ifabric.cli", "ifabric.testing")
+COMPOSERS = ("ifabric.fabric", "ifabric.embedded", "ifabric.client", "ifabric.connecting", "ifabric.cli", "ifabric.testing")
 CONCRETE = ("ifabric.bus.nats", "ifabric.store.etcd")
 #: modules that decide and never wait
 PURE = (
     "rules",
     "ledger",
+    "replay",
     "circuit",
     "matching",
     "limits",
@@ -97,6 +101,13 @@ PURE = (
     "policy",
     "board",
     "verdict",
+    "permissions",
+    "findings",
+    "findings_etcd",
+    "findings_nats",
+    "maintaining",
+    "replacing",
+    "scraped",
 )
 #: lines of a file. A ratchet: raise nothing here, split the file instead.
 LINES_MAX = 400

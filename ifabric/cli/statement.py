@@ -25,6 +25,7 @@ from ifabric.clock import SystemClock, rfc3339
 from ifabric.errors import ConfigError
 from ifabric.wire import governor as wire
 from ifabric.wire import subjects
+from ifabric.wire.replay import REPLAYED
 
 if TYPE_CHECKING:
     from ifabric.client import Client
@@ -126,7 +127,9 @@ async def _events(client: Client, account: str, until_seq: int) -> list[wire.Bud
     async for event in client.events("budget", after_seq=0, until_seq=until_seq):
         if event.event == "commit" and (event.account == account or event.account.startswith(account + "/")):
             found.setdefault((event.revision, event.session, event.hold), event)
-    return [found[key] for key in sorted(found)]
+    # what was charged again after a restore is told twice: the ledger knows the second time
+    again = {key[1:]: key for key in sorted(found) if found[key].note == REPLAYED}
+    return [found[key] for key in sorted(found) if again.get(key[1:], key) == key]
 
 
 def _made(

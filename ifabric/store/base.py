@@ -148,7 +148,9 @@ class Batch(NamedTuple):
 
 
 class Health(NamedTuple):
-    """The answering member's own view."""
+    """The answering member's own view. To who is not root, an etcd with access control tells less: version "" and the
+    numbers 0 are not known then.
+    """
 
     version: str
     revision: int

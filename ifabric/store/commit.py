@@ -122,13 +122,15 @@ class Committer:
         """Reads the incarnation, or founds the first one. Raises `Unavailable`."""
         self.lost = asyncio.get_running_loop().create_future()
         self.down = None
-        first = Put(INCARNATION_KEY, b"1")
-        result = await self._store.txn(Txn((absent(INCARNATION_KEY),), (first,), (_GUARD,)))
-        value = first.value
-        if not result.succeeded:
-            answer = result.answers[0]
-            assert isinstance(answer, Got)
-            value = answer.kvs[0].value
+        kv = await self._store.get(INCARNATION_KEY)  # a host that only runs guests may read it, and not write it
+        value = b"1" if kv is None else kv.value
+        if kv is None:
+            first = Put(INCARNATION_KEY, value)
+            result = await self._store.txn(Txn((absent(INCARNATION_KEY),), (first,), (_GUARD,)))
+            if not result.succeeded:
+                answer = result.answers[0]
+                assert isinstance(answer, Got)
+                value = answer.kvs[0].value
         self.incarnation = int(value)
         self._guard = Compare(INCARNATION_KEY, Target.VALUE, Op.EQUAL, value)
 

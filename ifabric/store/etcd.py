@@ -20,8 +20,10 @@ from typing import Any
 import grpc
 from aetcd import rpc
 
+from ifabric.cancellation import cancel_and_wait
 from ifabric.clock import Clock
 from ifabric.errors import FabricError, Forbidden, StoreFull, Unavailable, Unreachable
+from ifabric.store import told
 from ifabric.store.base import (
     KV,
     Batch,
@@ -35,10 +37,11 @@ from ifabric.store.base import (
     TxnRefused,
     TxnResult,
 )
-from ifabric.store.channel import Channel, EtcdSettings, open_channel
+from ifabric.store.channel import OLD_ROLES, Channel, EtcdSettings, explain, forbidden, open_channel
 from ifabric.store.encoding import encode_txn
 from ifabric.store.keepalive import KeepAlives
 from ifabric.store.watch import Watch
+from ifabric.tls.diagnosis import ETCD, Trouble, diagnose
 
 __all__ = ["Etcd", "EtcdSettings"]
 
@@ -54,19 +57,28 @@ _TOO_LARGE = "grpc: received message larger than max"
 #: an alarm in a status: "memberID:1234 alarm:NOSPACE "
 _ALARM = re.compile(r"\balarm:(\w+)")
 _FORBIDDEN = {grpc.StatusCode.PERMISSION_DENIED, grpc.StatusCode.UNAUTHENTICATED}
+#: how etcd says that it does not know who asks, or not well enough, where the status does not say it
+_NOBODY = ("user name not found", "user not found", "user name is empty", "auth: permission denied")
+#: channels of before are closed after so many seconds: a stream of theirs finds out by itself, in less, that its
+#: endpoint is frozen
+RETIRE_S = 10.0
+#: what gRPC says of a server whose certificate is for another host, with the status of a refusal
+OTHER_HOST = "does not match SSL server name"
 #: what gRPC says when it never had a connection to send on
 _NOT_SENT = ("failed to connect", "connection refused", "name resolution", "no route to host")
 
 
-def translate(error: grpc.aio.AioRpcError) -> FabricError:
-    """The one table from gRPC's errors to ours."""
+def translate(error: grpc.aio.AioRpcError, user: str = "") -> FabricError:
+    """The one table from gRPC's errors to ours. `user` is whom etcd takes us for."""
     code, details = error.code(), error.details() or ""
+    if OLD_ROLES in details:
+        return Unavailable(f"etcd's roles are changing: {details}", what="etcd", maybe_done=False)
+    if (code in _FORBIDDEN and OTHER_HOST not in details) or any(sign in details for sign in _NOBODY):
+        return forbidden(user, details)
     if code is grpc.StatusCode.RESOURCE_EXHAUSTED and "space" in details:
         return StoreFull(what="etcd", details=details)
     if code in _REFUSED or (code is grpc.StatusCode.RESOURCE_EXHAUSTED and details.startswith(_TOO_LARGE)):
         return TxnRefused(f"etcd refused the request: {details}")
-    if code in _FORBIDDEN:
-        return Forbidden(f"etcd does not allow this to the daemon's certificate: {details}", what="etcd")
     not_sent = code is grpc.StatusCode.UNAVAILABLE and any(sign in details.lower() for sign in _NOT_SENT)
     return Unavailable(
         f"etcd does not answer ({code.name.lower()}: {details[:200]})", what="etcd", maybe_done=not not_sent
@@ -85,34 +97,103 @@ class Etcd:
         self._closed = False
         self._watches: set[Watch] = set()
         self._keep_alives = KeepAlives(self, clock)
+        #: one at a time makes channels
+        self._opening = asyncio.Lock()
+        #: channels of before, until what is under way on them has ended
+        self._retiring: set[asyncio.Task[None]] = set()
+        #: whether etcd's `Status` answers us, which with access control it does to root alone
+        self._is_root = True
         self.attempts_failed = 0
         self.rotations = 0
 
     # -- life --------------------------------------------------------------------------------------------------------
 
     async def connect(self) -> None:
-        self._closed = False
-        self._channels = [open_channel(endpoint, self._settings) for endpoint in self._settings.endpoints]
-        until = self._clock.monotonic() + self._settings.timeout_s
-        while (why := await self._first_answer()) is not None:
-            if self._clock.monotonic() >= until:
+        async with self._opening:
+            self._closed = False
+            self._channels = self._open()
+            until = self._clock.monotonic() + self._settings.timeout_s
+            try:
+                while isinstance(found := await self._first_answer(self._channels), list):
+                    if self._clock.monotonic() >= until or all(trouble.certain for trouble in found):
+                        raise _nobody_answers(found)
+                    await self._clock.sleep(self._clock.jitter(0.1, 0.3))
+            except FabricError:
                 await self.close()
-                raise Unreachable(f"no etcd answers: {why}")
-            await self._clock.sleep(self._clock.jitter(0.1, 0.3))
+                raise
+            self._at, self._is_root = found
+            self._answered = True
 
-    async def _first_answer(self) -> str | None:
-        """Settles on the first endpoint that answers; when none does, why not, of each."""
+    def _open(self) -> list[Channel]:
+        return [open_channel(endpoint, self._settings) for endpoint in self._settings.endpoints]
+
+    async def _first_answer(self, channels: list[Channel], first: int = 0) -> tuple[int, bool] | list[Trouble]:
+        """The first endpoint that answers, and whether we are root there; when none does, why not, of each."""
         why = []
-        share_s = self._settings.timeout_s / len(self._channels)
-        for at, channel in enumerate(self._channels):
+        # half of it to ask, half to find out why there is no answer
+        share_s = self._settings.timeout_s / len(channels) / 2
+        for at in (*range(first, len(channels)), *range(first)):
+            channel = channels[at]
             try:
                 await channel.status(rpc.StatusRequest(), timeout=share_s)
             except grpc.aio.AioRpcError as error:
-                why.append(f"{channel.endpoint}: {error.code().name.lower()}, {(error.details() or '')[:300]}")
-                continue
-            self._at, self._answered = at, True
-            return None
-        return "; ".join(why)
+                if error.code() is grpc.StatusCode.PERMISSION_DENIED:  # that is an answer
+                    return at, False
+                if isinstance(nobody := translate(error, channel.user), Forbidden):
+                    raise nobody from None
+                why.append(await explain(channel.endpoint, self._settings, error, timeout_s=share_s))
+            else:
+                return at, True
+        return why
+
+    async def examine(self, timeout_s: float = 1.0) -> list[str]:
+        """What is wrong with the certificates of endpoints that are not in use yet: a sentence each."""
+        files, secured = self._settings.files, [e for e in self._settings.endpoints if e.startswith("https://")]
+        found = await asyncio.gather(*(diagnose(e, files, ETCD, timeout_s=timeout_s) for e in secured))
+        return [f"etcd {e}: {one.sentence}" for e, one in zip(secured, found, strict=True) if one and one.certain]
+
+    async def reload(self) -> None:
+        """New channels with the certificates as they are now; what is under way ends on the old ones.
+
+        Raises `ConfigError` and `Unreachable` when no endpoint answers with them, and then nothing has changed. While
+        there is no connection nothing needs to be done: whoever connects reads the files.
+        """
+        async with self._opening:
+            if self._closed or not self._channels:
+                return
+            fresh = self._open()
+            try:
+                found = await self._first_answer(fresh, self._at)
+                if isinstance(found, list):
+                    raise _nobody_answers(found)
+                await self._may_read(fresh[found[0]])
+                if self._closed:
+                    raise Unavailable("The connection to etcd is closed.", what="etcd", maybe_done=False)
+            except BaseException:
+                await _close_all(fresh)
+                raise
+            old, self._channels = self._channels, fresh
+            self._at, self._is_root = found
+        self._keep_alives.move()
+        retiring = asyncio.create_task(self._retire(old), name="etcd channels of before")
+        self._retiring.add(retiring)
+        retiring.add_done_callback(self._retiring.discard)
+
+    async def _may_read(self, channel: Channel) -> None:
+        """Raises `Forbidden` when etcd does not know who we are by now."""
+        try:
+            await channel.range(rpc.RangeRequest(key=b"fabric/", count_only=True), timeout=self._settings.timeout_s)
+        except grpc.aio.AioRpcError as error:
+            raise translate(error, channel.user) from None
+
+    async def _retire(self, old: list[Channel]) -> None:
+        """Moves the watches, and closes the channels when what is under way on them has surely ended."""
+        moving = [asyncio.create_task(watch.move(), name="etcd watch moves") for watch in self._watches]
+        try:
+            await self._clock.sleep(max(RETIRE_S, 2 * self._settings.attempt_timeout_s))
+        finally:
+            await _close_all(old)
+            await cancel_and_wait(*moving)
 
     async def close(self) -> None:
         self._closed = True
@@ -121,7 +202,8 @@ class Etcd:
         for watch in list(self._watches):
             watch.close()
         channels, self._channels = self._channels, []
-        await asyncio.gather(*(channel.close() for channel in channels))
+        await _close_all(channels)
+        await cancel_and_wait(*self._retiring)
 
     @property
     def connected(self) -> bool:
@@ -145,17 +227,23 @@ class Etcd:
     # -- calling -----------------------------------------------------------------------------------------------------
 
     async def _once(self, method: str, request: Any, *, timeout_s: float | None = None) -> Any:
-        """One attempt on the endpoint in use."""
-        channel = self.channel
-        try:
-            answer = await getattr(channel, method)(request, timeout=timeout_s or self._settings.attempt_timeout_s)
-        except grpc.aio.AioRpcError as error:
-            found = translate(error)
-            if isinstance(found, Unavailable):
-                self.rotate(channel)
-            raise found from None
-        self._answered = True
-        return answer
+        """One attempt on the endpoint in use; more only when etcd asks for it, for then none was carried out."""
+        until = self._clock.monotonic() + self._settings.timeout_s
+        while True:
+            channel = self.channel
+            try:
+                answer = await getattr(channel, method)(request, timeout=timeout_s or self._settings.attempt_timeout_s)
+            except grpc.aio.AioRpcError as error:
+                changing = OLD_ROLES in (error.details() or "")
+                if not (changing and self._clock.monotonic() < until):
+                    found = translate(error, channel.user)
+                    if isinstance(found, Unavailable) and not changing:
+                        self.rotate(channel)
+                    raise found from None
+            else:
+                self._answered = True
+                return answer
+            await self._clock.sleep(self._clock.jitter(0.005, 0.02))
 
     async def _until_answered(self, method: str, request: Any, *, only_unsent: bool = False) -> Any:
         """Attempts on one endpoint after the other until the total has passed."""
@@ -219,12 +307,28 @@ class Etcd:
             await watch.ask_progress()
 
     async def health(self) -> Health:
-        status = await self._once("status", rpc.StatusRequest())
         # a member answers the status by itself; this read only with a quorum. (Asking for the alarms would be a raft
         # proposal and an fsync, and the status has them.)
-        await self._once("range", rpc.RangeRequest(key=b"fabric/", count_only=True))
-        names = tuple(sorted({name for said in status.errors for name in _ALARM.findall(said)}))
-        return Health(status.version, status.header.revision, status.leader, status.dbSize, names)
+        read = await self._once("range", rpc.RangeRequest(key=b"fabric/", count_only=True))
+        if self._is_root:
+            try:
+                status = await self._once("status", rpc.StatusRequest())
+            except Forbidden:  # access control was turned on meanwhile
+                self._is_root = False
+            else:
+                names = tuple(sorted({name for said in status.errors for name in _ALARM.findall(said)}))
+                return Health(status.version, status.header.revision, status.leader, status.dbSize, names)
+        endpoint, settings = self.channel.endpoint, self._settings
+        version, alarms = await asyncio.gather(told.version(endpoint, settings), told.alarms(endpoint, settings))
+        return Health(version, read.header.revision, 0, 0, alarms)
+
+
+async def _close_all(channels: list[Channel]) -> None:
+    await asyncio.gather(*(channel.close() for channel in channels))
+
+
+def _nobody_answers(why: list[Trouble]) -> Unreachable:
+    return Unreachable(f"no etcd answers: {'; '.join(trouble.sentence for trouble in why)}")
 
 
 # -- from etcd's messages: the hot path ------------------------------------------------------------------------

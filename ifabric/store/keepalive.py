@@ -35,6 +35,7 @@ class KeepAlives:
         self._to_send: list[int] = []
         self._wake = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
+        self._moving = False
 
     async def renew(self, lease: int, timeout_s: float) -> float:
         """The seconds that the lease has now, 0.0 when it is gone. Raises `Unavailable`."""
@@ -53,6 +54,11 @@ class KeepAlives:
             if future.done() and self._waiting.get(lease) is future:
                 del self._waiting[lease]
 
+    def move(self) -> None:
+        """Goes on over the channel that is in use by now. What has no answer yet is asked again there."""
+        self._moving = True
+        self._wake.set()
+
     def close(self) -> None:
         """Ends the stream; whoever waits is told so."""
         if self._task is not None:
@@ -68,6 +74,7 @@ class KeepAlives:
             if not self._waiting:
                 self._wake.clear()
                 await self._wake.wait()
+            self._moving = False
             channel = self._etcd.channel
             call = channel.keep_alive()
             reading = asyncio.create_task(self._read(call), name="etcd keep-alive answers")
@@ -91,7 +98,7 @@ class KeepAlives:
             if self._to_send:
                 continue
             self._wake.clear()
-            if reading.done():
+            if reading.done() or self._moving:
                 return
             oldest = next(iter(self._waiting.values()), None)
             try:

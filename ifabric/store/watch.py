@@ -17,6 +17,7 @@ events.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -24,9 +25,9 @@ import grpc
 from aetcd import rpc
 
 from ifabric.clock import Clock
-from ifabric.errors import Forbidden, Unavailable
+from ifabric.errors import Unavailable
 from ifabric.store.base import KV, Batch, Event, prefix_end
-from ifabric.store.channel import Connection
+from ifabric.store.channel import OLD_ROLES, Connection, forbidden
 
 #: nothing heard for this long: ask; no answer for as long again: the endpoint is in trouble
 QUIET_S = 3.0
@@ -36,6 +37,10 @@ PAGE = 1_000
 
 class CompactedError(Exception):
     """The revision to resume from is gone."""
+
+
+class RolesChangedError(Exception):
+    """etcd's users or roles changed while it looked at the request."""
 
 
 class Watch:
@@ -50,6 +55,7 @@ class Watch:
         self._call: Any = None
         self._writing = asyncio.Lock()
         self._closed = False
+        self._moved = False
         self.reconnects = 0
 
     def ended(self) -> bool:
@@ -61,6 +67,19 @@ class Watch:
         self._closed = True
         if self._call is not None:
             self._call.cancel()
+
+    async def move(self) -> None:
+        """Goes on over the channel that is in use by now, with the next event.
+
+        Its present stream is closed on our side only: what etcd has sent already arrives before the end of it. (To
+        cancel it would look to the reader as if it were cancelled itself.)
+        """
+        call = self._call
+        if call is not None:
+            self._moved = True
+            with contextlib.suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError):  # it ends by itself
+                async with self._writing:
+                    await call.done_writing()
 
     async def ask_progress(self) -> None:
         """Sends etcd's progress request, when there is a stream to send it on."""
@@ -86,18 +105,29 @@ class Watch:
             except CompactedError:
                 yield await self._relist()
                 continue
+            except RolesChangedError:
+                await self._clock.sleep(self._clock.jitter(*BACKOFF_S))
+                continue
             except TimeoutError:
                 self._etcd.rotate(channel)
             except grpc.aio.AioRpcError as error:
                 if self.ended():
                     return
                 if error.code() in (grpc.StatusCode.PERMISSION_DENIED, grpc.StatusCode.UNAUTHENTICATED):
-                    raise Forbidden(f"etcd does not allow this watch: {error.details()}", what="etcd") from None
+                    raise forbidden(channel.user, error.details() or "") from None
                 self._etcd.rotate(channel)
             except asyncio.CancelledError:
                 if self.ended():  # our own close cancelled the call, and with it whoever was reading
                     return
-                raise
+                task = asyncio.current_task()
+                if not self._moved or task is None or task.cancelling():
+                    raise
+            except asyncio.InvalidStateError:  # the stream ended before all was asked for
+                if not self._moved:
+                    self._etcd.rotate(channel)
+            if self._moved:
+                self._moved = False
+                continue
             self.reconnects += 1
             await self._clock.sleep(self._clock.jitter(*BACKOFF_S))
 
@@ -143,7 +173,9 @@ class Watch:
         if response.canceled or response.compact_revision:
             if response.compact_revision:
                 raise CompactedError
-            raise Forbidden(f"etcd ended the watch: {response.cancel_reason or 'no reason given'}", what="etcd")
+            if OLD_ROLES in response.cancel_reason:
+                raise RolesChangedError
+            raise forbidden(self._etcd.channel.user, response.cancel_reason or "it ended the watch")
         if response.created:
             return None
         if not response.events:

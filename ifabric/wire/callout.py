@@ -107,9 +107,7 @@ def is_proven(asked: Asked) -> bool:
     return True
 
 
-def granted(
-    asked: Asked, *, name: str, may: Permissions, account: str, issuer: str, now_s: int
-) -> bytes:
+def granted(asked: Asked, *, name: str, may: Permissions, account: str, issuer: str, now_s: int) -> bytes:
     """The answer that lets the connection in, as `name`; `issuer` is the seed of the account key that signs."""
     user = {
         "sub": asked.user,

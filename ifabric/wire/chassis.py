@@ -13,11 +13,16 @@ from msgspec import Meta, Struct
 from ifabric.wire.envelope import Fence, Mutation, Reply, Request, SessionId, TaskId
 from ifabric.wire.governor import HoldId
 
-#: the object store that modules are kept in: a module under its own name, an upload under `uploads/...`
+#: the object store that modules are kept in, each under its own name. Without identities a client may put a whole
+#: module there itself, as `uploads/...`, and name it in `put`; with them only the daemons write there.
 MODULES_BUCKET = "IF_MODULES"
 UPLOADS = "uploads/"
-#: the largest module that `put` takes in its own message; the SDK uploads a larger one
+#: the daemons' own: the parts of modules that are being uploaded
+UPLOADS_BUCKET = "IF_UPLOADS"
+#: the largest module that the SDK sends in the message of its `put`, and the largest part that it sends of another
 INLINE_MAX_BYTES = 512 * 1024
+#: of one upload
+PARTS_MAX = 1024
 ARGS_MAX = 256
 ENV_MAX = 256
 ENDPOINTS_MAX = 32
@@ -30,7 +35,12 @@ PAGE_MAX = 1000
 ModuleId = Annotated[
     str, Meta(pattern=r"^sha256:[0-9a-f]{64}$(?!\n)", description="the module's own digest", examples=["sha256:9f86…"])
 ]
-UploadName = Annotated[str, Meta(pattern=r"^uploads/[A-Za-z0-9_-]{1,160}$(?!\n)")]
+UploadId = Annotated[
+    str,
+    Meta(pattern=r"^[A-Za-z0-9_-]{1,64}$(?!\n)", description="chosen by the session, and its own: new for each upload"),
+]
+UploadName = Annotated[str, Meta(pattern=r"^([A-Za-z0-9_-]{1,64}|uploads/[A-Za-z0-9_-]{1,160})$(?!\n)")]
+Sha256 = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}$(?!\n)")]
 RunId = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_-]{1,64}$(?!\n)")]
 EndpointName = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$(?!\n)")]
 Word = Annotated[str, Meta(max_length=WORD_MAX)]
@@ -63,6 +73,37 @@ TrapKind = Literal[
 ]
 
 
+class Upload(Mutation, frozen=True, kw_only=True, omit_defaults=True):
+    """Brings one part of a module that is too large for a message; `put` or `inspect` with the same `upload` makes the
+    module of them.
+
+    Parts come in any order, and any daemon takes them. A part that comes twice is one part. What nobody goes on with
+    is forgotten after five minutes.
+    """
+
+    component: ClassVar = "chassis"
+    verb: ClassVar = "upload"
+    upload: UploadId
+    #: its place, counted from 0
+    part: Annotated[int, Meta(ge=0, lt=PARTS_MAX)]
+    #: the part in base64, at least one byte
+    data: str
+    #: there is none after it
+    last: bool = False
+    #: of the whole module; with any part, and the same with each
+    sha256: Sha256 | None = None
+
+
+class UploadReply(Reply, frozen=True, kw_only=True, omit_defaults=True):
+    upload: str
+    part: int
+    #: how many parts of it have come, and how many bytes they have together
+    parts: int
+    size: int
+    #: it was there already
+    again: bool = False
+
+
 class Put(Mutation, frozen=True, kw_only=True, omit_defaults=True):
     """Keeps a module under its digest, once it was examined and compiled. Either `wasm` or `upload` is set."""
 
@@ -70,7 +111,7 @@ class Put(Mutation, frozen=True, kw_only=True, omit_defaults=True):
     verb: ClassVar = "put"
     #: the module in base64
     wasm: str | None = None
-    #: the name under which the module was put into the object store `IF_MODULES`; it is gone afterwards
+    #: the session's upload that has brought it; its parts are gone afterwards
     upload: UploadName | None = None
 
 
@@ -292,6 +333,7 @@ class SloEvent(Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 ChassisEvent = ViolationEvent | SloEvent
 REPLIES: dict[type[Request], type[Reply]] = {
+    Upload: UploadReply,
     Put: PutReply,
     Inspect: InspectReply,
     Run: RunReply,

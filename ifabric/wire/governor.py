@@ -336,6 +336,8 @@ class BudgetEvent(Struct, frozen=True, kw_only=True, omit_defaults=True):
     #: of an account: its limit now
     limit: int | None = None
     window: Window | None = None
+    #: of a hold: those of its tallies, from the root down, and that of the task's own budget; empty: `total` on the path alone
+    windows: tuple[str, ...] = ()
     note: str = ""
 
 

@@ -4,8 +4,8 @@ Nothing is denied by name, because deny rules have failed before (a queue subscr
 `allow_responses` overrides them): what is not listed is not allowed. An agent's subjects are listed component by
 component, since `if.v1.*.*.<name>` would also match `if.v1.event.task.claimed` for an agent named "claimed".
 
-Answers go to `_INBOX.<session>.>`, which only that session may subscribe to, and the daemon may publish there and to
-events and nowhere else, so that no reply subject can make it say a command in somebody's name.
+Answers go to `_INBOX.<session>.>`, which only that session may subscribe to. The daemon may publish there and to events,
+and the few commands that a chassis gives the governor for a session: no reply subject can make it say another one.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Literal, NamedTuple
 
-from ifabric.wire.subjects import EVENT_STREAM, INBOX, ROOT
+from ifabric.wire.subjects import DAEMON_INBOX, EVENT_STREAM, INBOX, ROOT
 
 Role = Literal["agent", "operator", "observer", "backup"]
 ROLES: dict[Role, str] = {
     "agent": "works on tasks: every verb of the components, as itself; events of tasks, matches, breakers and the fabric",
     "operator": "an agent that may also use the admin verbs, hear every event, and discover services",
-    "observer": "looks and changes nothing: the reading verbs, every event, services",
+    "observer": "looks and changes nothing: the reading verbs, every event from now on, services",
     "backup": "takes the streams out, and puts them back into an empty cluster",
 }
 #: what an agent may hear about; budgets and the chassis are the operators' business
@@ -30,8 +30,6 @@ READING = {
     "chassis": ("modules", "ps", "status"),
     "identity": ("whoami",),
 }
-#: the daemon's own answers come here: no agent's name can make an inbox of it
-DAEMON_INBOX = "_IFABRIC"
 #: subscriptions of one connection
 SUBSCRIPTIONS_MAX = 1000
 
@@ -63,20 +61,35 @@ def permissions(role: Role, name: str, components: Iterable[str]) -> Permissions
         )
     if role == "observer":
         read = tuple(f"{ROOT}.{component}.{verb}.{name}" for component in READING for verb in READING[component])
-        return Permissions((*read, *DISCOVERY, *_reading(EVENT_STREAM)), (inbox, f"{ROOT}.event.>"))
+        return Permissions((*read, *DISCOVERY), (inbox, f"{ROOT}.event.>"))
     return Permissions(BACKUP, (inbox,))
 
 
 #: discovery of micro services (ADR-32)
 DISCOVERY = tuple(f"$SRV.{what}{whom}" for what in ("PING", "INFO", "STATS") for whom in ("", ".*", ".*.*"))
+#: what is backed up, as far as it is there: events, the audit, the modules
+STREAMS = (EVENT_STREAM, "IF_AUDIT", "OBJ_IF_MODULES")
 #: to take streams out and put them back
 BACKUP = (
-    *(f"$JS.API.STREAM.{verb}" for verb in ("LIST", "NAMES", "INFO.*", "SNAPSHOT.*", "RESTORE.*")),
+    *(f"$JS.API.STREAM.{verb}" for verb in ("LIST", "NAMES")),
+    *(f"$JS.API.STREAM.{verb}.{stream}" for verb in ("INFO", "SNAPSHOT", "RESTORE") for stream in STREAMS),
     "$JS.SNAPSHOT.>",
 )
+#: what a chassis asks the governor, wherever that runs, in the name of a session whose guest it runs
+FOR_SESSIONS = tuple(f"{ROOT}.governor.{verb}.*" for verb in ("balance", "commit", "admit", "report"))
 #: the daemon's user in the account that it shares with the agents
 DAEMON = Permissions(
-    (f"{INBOX}*.>", f"{ROOT}.event.>", f"{ROOT}.audit.>", "$JS.API.>", "$JS.ACK.>", "$JS.FC.>", "$O.>"),
+    (
+        f"{INBOX}*.>",
+        f"{DAEMON_INBOX}.>",
+        *FOR_SESSIONS,
+        f"{ROOT}.event.>",
+        f"{ROOT}.audit.>",
+        "$JS.API.>",
+        "$JS.ACK.>",
+        "$JS.FC.>",
+        "$O.>",
+    ),
     (f"{ROOT}.*.*.*", f"{ROOT}.admin.*.*.*", "$SRV.>", f"{DAEMON_INBOX}.>"),
 )
 #: the daemon's user in the system account: it answers the auth callout, finds connections and ends them
@@ -92,8 +105,6 @@ def _reading(stream: str) -> tuple[str, ...]:
     return (
         f"{api}.STREAM.INFO.{stream}",
         f"{api}.STREAM.MSG.GET.{stream}",
-        f"{api}.DIRECT.GET.{stream}",
-        f"{api}.DIRECT.GET.{stream}.>",
         f"{api}.CONSUMER.CREATE.{stream}",
         f"{api}.CONSUMER.CREATE.{stream}.>",
         f"{api}.CONSUMER.INFO.{stream}.*",

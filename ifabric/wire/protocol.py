@@ -4,10 +4,16 @@ from __future__ import annotations
 
 from msgspec import Struct
 
-from ifabric.wire import chassis, coordinator, governor
+from ifabric.wire import chassis, coordinator, governor, identity, replay
 from ifabric.wire.envelope import Reply, Request
 
-REPLIES: dict[type[Request], type[Reply]] = {**coordinator.REPLIES, **governor.REPLIES, **chassis.REPLIES}
+REPLIES: dict[type[Request], type[Reply]] = {
+    **coordinator.REPLIES,
+    **governor.REPLIES,
+    **replay.REPLIES,
+    **chassis.REPLIES,
+    **identity.REPLIES,
+}
 REQUESTS: tuple[type[Request], ...] = tuple(REPLIES)
 
 #: every event: (what it is about, what happened) -> its message

@@ -15,6 +15,8 @@ EVENTS = f"{ROOT}.event.>"
 EVENT_STREAM = "IF_EVENTS"
 #: requests are answered on reply subjects below this, and nowhere else (NATS does not check who owns a reply subject)
 INBOX = "_INBOX."
+#: a daemon's own answers come here: no agent's name can make an inbox of it
+DAEMON_INBOX = "_IFABRIC"
 
 SESSION = re.compile(r"[A-Za-z0-9_-]{1,64}")
 #: Task ids may contain dots, slashes and the like: they live in payloads and never in subjects. The last word of each
@@ -64,11 +66,19 @@ def event(component: str, what: str) -> str:
 
 
 def is_own_inbox(reply: str, subject: str) -> bool:
-    """Whether a request wants its answer in its own session's inbox: ``_INBOX.<session>.`` and more."""
-    return reply.startswith(f"{INBOX}{subject.rpartition('.')[2]}.")
+    """Whether a request wants its answer in its own session's inbox, ``_INBOX.<session>.`` and more, or in a daemon's:
+    one that asks for a session. To send somebody else's answer there does nothing: what nobody waits for is dropped.
+    """
+    return reply.startswith((f"{INBOX}{subject.rpartition('.')[2]}.", f"{DAEMON_INBOX}."))
 
 
 def may_answer(reply: str) -> bool:
     """Whether a reply subject is one that the daemon publishes to: an inbox, without wildcards or odd characters."""
-    named = reply.startswith(INBOX) and len(reply) > len(INBOX)
-    return named and "*" not in reply and ">" not in reply and reply.isascii() and reply.isprintable()
+    prefix = next((one for one in (INBOX, f"{DAEMON_INBOX}.") if reply.startswith(one)), "")
+    return (
+        len(reply) > len(prefix) > 0
+        and "*" not in reply
+        and ">" not in reply
+        and reply.isascii()
+        and reply.isprintable()
+    )

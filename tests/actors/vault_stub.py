@@ -165,6 +165,8 @@ class VaultStub:
     # -- Vault ------------------------------------------------------------------------------------------------------------
 
     def _found(self, method: str, path: str, headers: Any, body: dict[str, Any]) -> tuple[int, Any]:
+        if path == "sys/health":  # for everybody
+            return 200, {"initialized": True, "sealed": False, "standby": False}
         if path == "auth/approle/login":
             return self._login(body)
         token = headers.get("X-Vault-Token") or ""
@@ -221,7 +223,8 @@ class VaultStub:
     def _token(self, path: str, token: str, given: Given, body: dict[str, Any]) -> tuple[int, Any]:
         match path.removeprefix("auth/token/"):
             case "lookup-self":
-                return 200, {"data": {"id": token, "ttl": 0}}
+                left_s = 0 if math.isinf(given.until) else int(given.until - self.now())  # 0: it does not end
+                return 200, {"data": {"id": token, "ttl": left_s}}
             case "renew-self":
                 if not given.renewable:
                     return 400, {"errors": ["token is not renewable"]}

@@ -1,8 +1,8 @@
 """The governor: budgets that cannot be overspent, breakers in front of what fails, and which session suits a task.
 
-A verb is carried out by one of four: `money` and `budgets` (with `ledger`, which decides, and `teller`, which commits
-many decisions at once), `breakers` (with `circuit`) and `matcher` (with `matching`). They share one feed. What happens
-by itself, a hold that ends with its owner, is in `holds`.
+A verb is carried out by one of five: `money` and `budgets` (with `ledger`, which decides, and `teller`, which commits
+many decisions at once), `restoration` (with `replay`), `breakers` (with `circuit`) and `matcher` (with `matching`). They
+share one feed. What happens by itself, a hold that ends with its owner, is in `holds`.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from ifabric.actor.receipts import Leases, Receipts
 from ifabric.bus.base import JournalSpec
 from ifabric.errors import FabricError
 from ifabric.wire import governor as wire
+from ifabric.wire import replay as lost
 from ifabric.wire import subjects
 from ifabric_actors.coordinator import records as tasks
 from ifabric_actors.governor import records
@@ -29,6 +30,7 @@ from ifabric_actors.governor.money import Money
 from ifabric_actors.governor.office import Office
 from ifabric_actors.governor.outages import Both
 from ifabric_actors.governor.overhead import Overhead
+from ifabric_actors.governor.restoration import Restoration
 from ifabric_actors.governor.roster import Sessions, Tasks
 from ifabric_actors.governor.teller import teller_of
 
@@ -54,6 +56,7 @@ class Governor(Actor):
         self.teller = teller_of(context)
         office = Office(context, self.teller, self.sessions, self.holds, self._receipts, self._kept_ended)
         self._money, self._budgets = Money(office), Budgets(office)
+        self._restoration = Restoration(office, context.committer)
         self._sweeper = Sweeper(
             self.holds,
             self.sessions,
@@ -173,6 +176,14 @@ class Governor(Actor):
     @handles
     async def set_account(self, message: wire.SetAccount, caller: Caller) -> Any:
         return await self._budgets.set_account(message, caller)
+
+    @handles
+    async def replay(self, message: lost.Replay, caller: Caller) -> lost.ReplayReply:
+        return await self._restoration.replay(message, caller)
+
+    @handles
+    async def restored(self, message: lost.Restored, caller: Caller) -> lost.RestoredReply:
+        return await self._restoration.restored(message, caller)
 
     @handles
     async def match(self, message: wire.Match, caller: Caller) -> wire.MatchReply:

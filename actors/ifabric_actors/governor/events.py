@@ -74,6 +74,7 @@ def _hold(kv: KV, hold: Hold) -> list[Entry]:
         overdraft=hold.overdraft,
         late=hold.state == "late",
         usage=hold.usage,
+        windows=_windows(hold),
         note=hold.note,
     )
     found = [(subjects.event("budget", what), encode(event), f"holds/{whose}@{revision}")]
@@ -91,6 +92,12 @@ def _hold(kv: KV, hold: Hold) -> list[Entry]:
         )
         found.append((subjects.event("budget", "overdraft"), encode(over), f"holds/{whose}@{revision}.overdraft"))
     return found
+
+
+def _windows(hold: Hold) -> tuple[str, ...]:
+    """Where a hold stands, for who charges it again after a restore: short in the common case."""
+    plain = len(hold.on) == hold.account.count("/") + 1 and all(window == "total" for _, window in hold.on)
+    return () if plain else tuple(window for _, window in hold.on)
 
 
 def _account(kv: KV, account: Account) -> list[Entry]:

@@ -7,6 +7,8 @@ so that one watch tells it in order.
     governor/breakers/<name>              a breaker that is not closed, or was not lately
     governor/secrets/permits              what permits are sealed with; whoever can read it can forge them
     posted/<teller>/<slot>                the last attempt of one daemon's teller: how a lost reply is recognised
+    fabric/restored                       of which backup the cluster was made; written by the restore
+    fabric/reconciled                     that what was spent after that backup was charged again, or is being charged
 
 Amounts are whole micro-USD. Values are JSON, for `etcdctl get` to show.
 """
@@ -18,11 +20,15 @@ import msgspec
 from ifabric.store.base import KV, record
 from ifabric.wire.envelope import Usage
 from ifabric.wire.governor import HoldState, Window
+from ifabric.wire.replay import Reconciled, Restore
 
 GOVERNOR = b"governor/"
 ACCOUNTS, TALLIES, HOLDS = b"governor/accounts/", b"governor/tallies/", b"governor/holds/"
 BREAKERS, POSTED = b"governor/breakers/", b"posted/"
 PUBLISHER_KEY = b"fabric/governor-publisher"
+RESTORED_KEY, RECONCILED_KEY = b"fabric/restored", b"fabric/reconciled"
+#: in place of a digest: what was asked when a hold was made is not known of one that a replay has made
+REPLAYED_BODY = "replayed"
 
 
 class Account(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
@@ -81,6 +87,8 @@ encode = msgspec.json.Encoder().encode
 _accounts = msgspec.json.Decoder(Account)
 _tallies = msgspec.json.Decoder(Tally)
 _holds = msgspec.json.Decoder(Hold)
+_restores = msgspec.json.Decoder(Restore)
+_reconciliations = msgspec.json.Decoder(Reconciled)
 
 
 def account(kv: KV) -> Account:
@@ -93,6 +101,14 @@ def tally(kv: KV) -> Tally:
 
 def hold(kv: KV) -> Hold:
     return record(_holds, kv)
+
+
+def restore(kv: KV) -> Restore:
+    return record(_restores, kv)
+
+
+def reconciled(kv: KV) -> Reconciled:
+    return record(_reconciliations, kv)
 
 
 def account_key(name: str) -> bytes:
