@@ -27,6 +27,7 @@ from ifabric.store.base import Put, Txn
 from ifabric.store.commit import INCARNATION_KEY
 from ifabric_actors.coordinator import records
 from ifabric_actors.coordinator.actor import Coordinator
+from ifabric_actors.coordinator.sweeper import Sweeper
 
 from .conftest import World
 
@@ -189,6 +190,26 @@ async def test_after_a_restore_the_old_fences_are_refused(world: World) -> None:
     assert found["history"][-1]["note"] == "restored from a backup"
     assert (await world.ask("claim", "a", task="T"))["fence"] > old
     assert (await world.ask("hello", "b"))["incarnation"] == 2
+
+
+async def test_after_a_restore_a_renewal_tells_the_old_fences_before_they_are_swept(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    daemon = await world.daemon()
+    await tasks(world, "T")
+    await world.ask("hello", "a", ttl_s=60)
+    old = (await world.ask("claim", "a", task="T"))["fence"]
+    await daemon.stop()
+    world.daemons.remove(daemon)
+    await daemon.store.txn(Txn((), (Put(INCARNATION_KEY, b"2"),)))
+
+    async def not_yet(self: Sweeper, task_id: str) -> None:
+        """The sweeper has not come to it."""
+
+    monkeypatch.setattr(Sweeper, "_expire_one", not_yet)
+    await world.daemon()
+    renewed = await world.ask("renew", "a", claims=[{"task": "T", "fence": old}])
+    assert renewed["lost"] == [{"task": "T", "fence": old}]
 
 
 # -- invariant 3 and 4: acknowledged is kept; a retry is the same request ---------------------------------------------------

@@ -65,7 +65,7 @@ class Coordinator(Actor):
             feed=self._feed,
             incarnation=context.committer.incarnation,
             ttl_s=config.task_claim_ttl_seconds,
-            agent_of=agents_of(store) if context.settings.identity.enabled else None,
+            agent_of=agents_of(store, identity.operators) if identity.enabled else None,
             deadlines=deadlines,
         )
         self._sessions = Sessions(self._office)

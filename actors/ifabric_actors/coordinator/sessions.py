@@ -187,6 +187,8 @@ class Sessions:
         if stored is None:
             return False
         task: Task = stored.task
+        if fence // rules.GENERATIONS != self._office.incarnation:
+            return False  # of before a restore: every write with it is refused, and the sweeper is about to free the task
         return task.state == "claimed" and task.session == session and task.fence == fence
 
 
