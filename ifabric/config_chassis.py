@@ -30,6 +30,7 @@ class Runtime(Section, frozen=True, kw_only=True):
 class ModuleStore(Section, frozen=True, kw_only=True):
     """Which modules are accepted, and where they and their compiled form are kept."""
 
+    #: of one module, and of what a session uploads at once; the parts of all sessions have room for eight of these
     max_bytes: Annotated[int, Meta(ge=1024, le=256 << 20)] = 32 << 20
     max_functions: Count = 100_000
     compile_timeout_seconds: Positive = 30.0

@@ -19,6 +19,8 @@ at once, and a publish or a subscription can ask afterwards.
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import re
 import ssl
 from typing import Any
@@ -26,6 +28,7 @@ from typing import Any
 import nats.errors
 import nats.protocol.parser
 from nats.aio.client import AUTHORIZATION_VIOLATION, Client
+from nats.aio.transport import TcpTransport
 
 from ifabric.tls import Files, client_context
 
@@ -39,6 +42,8 @@ nats.protocol.parser.HMSG_RE = re.compile(rb"\AHMSG" + _HEAD + rb"(\d+)" + _GAP 
 _DENIED = re.compile(r'permissions violation for (publish|subscription) to "([^"]*)"')
 #: denials that nobody has asked about, and requests that may be answered already: so many are remembered
 KEPT_MAX = 256
+#: for a connection to close; one that does not has no handshake behind it
+CLOSE_S = 0.5
 
 
 class PermissionsViolation(nats.errors.Error):  # type: ignore[misc]
@@ -47,6 +52,20 @@ class PermissionsViolation(nats.errors.Error):  # type: ignore[misc]
     def __init__(self, what: str, subject: str) -> None:
         super().__init__(f"NATS does not allow a {what} to {subject}")
         self.what, self.subject = what, subject
+
+
+class _Line(TcpTransport):  # type: ignore[misc]
+    """nats-py's transport. After a TLS handshake that failed, it waits for ever for a connection to close that nobody
+    tells about it any more, and whoever connects or reconnects waits with it.
+    """
+
+    def __bool__(self) -> bool:
+        return True  # else nats-py takes one of its own
+
+    async def wait_closed(self) -> None:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(CLOSE_S):
+                await super().wait_closed()
 
 
 class HardenedClient(Client):  # type: ignore[misc]
@@ -118,6 +137,11 @@ class HardenedClient(Client):  # type: ignore[misc]
         """What the settings say; TLS 1.3 and the system's authorities when only the server asks for TLS."""
         context: ssl.SSLContext | None = self.options.get("tls")
         return context or client_context(Files())
+
+    async def _connect_to_server(self, s: Any) -> None:
+        if self._transport is None and s.uri.scheme in ("nats", "tls"):
+            self._transport: Any = _Line()
+        await super()._connect_to_server(s)
 
     async def _process_info(self, info: dict[str, Any], initial_connection: bool = False) -> None:
         # nats-py takes TLS from whoever says that it is required, and goes on in the clear otherwise

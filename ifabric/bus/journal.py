@@ -65,7 +65,7 @@ def _failed(error: Exception, stream: str) -> FabricError:
     """What to raise for nats-py's error."""
     if isinstance(error, PermissionsViolation):
         return Forbidden(
-            f"{error}: this session may not use the stream {stream}. Operators and observers may read it; an agent hears "
+            f"{error}: this session may not use the stream {stream}. Operators may read it; an agent hears "
             "the events of tasks, matches, breakers and the fabric from when it subscribes",
             what="nats",
             stream=stream,

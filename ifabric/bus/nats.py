@@ -7,6 +7,11 @@ resolves `lost`, for a supervisor to see.
 
 **The reply subject is hostile.** The server does not check who owns it, and an agent could make the daemon publish a
 command in its name. A request that wants its answer outside an inbox is dropped here, and never reaches anybody.
+
+**So are requests without one, where identities are on.** JetStream publishes what it is asked to, wherever it is asked
+to: its answers go to any reply subject, its snapshots and consumers deliver to any subject, and the server lets all of
+that pass. Whoever may ask JetStream one question could so have a command said in anybody's name. What JetStream says has
+no reply subject or one of its own, so only a request with the session's own inbox is one of the session's.
 """
 
 from __future__ import annotations
@@ -65,7 +70,8 @@ class NatsSettings:
     cert_file: str | None = None
     key_file: str | None = None
     inbox_prefix: str = "_INBOX"
-    #: requests are answered below `_INBOX.<session>.` only: the server sees to it that this is the session's own
+    #: requests are answered below `_INBOX.<session>.` only, and none is carried out that wants no answer: the server sees
+    #: to it that this inbox is the session's own
     private_inboxes: bool = False
     #: what a plain subscription may have waiting before the connection drops messages
     pending_msgs_max: int = 65_536
@@ -321,12 +327,14 @@ class Nats:
 
     def _admit(self, msg: Msg, answered: Callable[[float, str | None], None]) -> Delivery | None:
         """A request to be handed over; None when its answer would go where it must not."""
-        if msg.reply and not self._may_answer(msg):
+        if not self._may_answer(msg):
             self.spoofed += 1
             return None
         return Delivery(self, msg, answered)
 
     def _may_answer(self, msg: Msg) -> bool:
+        if not msg.reply:
+            return not self._settings.private_inboxes
         if not subjects.may_answer(msg.reply):
             return False
         return not self._settings.private_inboxes or subjects.is_own_inbox(msg.reply, msg.subject)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+import contextlib
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
@@ -27,6 +28,7 @@ from ifabric.wire.envelope import Reply
 
 if TYPE_CHECKING:
     from ifabric.client import Client
+    from ifabric.sandboxing import Progress
 
 T = TypeVar("T")
 
@@ -56,8 +58,8 @@ def put(
         done: list[tuple[Path, wire.PutReply | FabricError]] = []
         for file in files:
             try:
-                with err.status(f"putting {plain(file.name)} ({size(_weight(file))})"):
-                    done.append((file, await readable(file, lambda: c.keep_module(file))))  # noqa: B023  awaited here
+                with _bar(file) as come:
+                    done.append((file, await readable(file, lambda: c.keep_module(file, progress=come))))  # noqa: B023  awaited here
             except OF_ONE_FILE as refused:
                 done.append((file, refused))
         return done
@@ -250,6 +252,23 @@ async def readable(module: str | Path, act: Callable[[], Awaitable[T]]) -> T:
 def _plain(reply: Reply) -> dict[str, Any]:
     """A reply with the fields that say nothing, too: for machines."""
     return {name: getattr(reply, name) for name in reply.__struct_fields__}
+
+
+@contextlib.contextmanager
+def _bar(file: Path) -> Iterator[Progress]:
+    """On a terminal, how far a file has come; it is told to what this gives."""
+    from rich import progress as rich
+
+    columns = (rich.TextColumn("{task.description}"), rich.BarColumn(), rich.DownloadColumn(binary_units=True))
+    with rich.Progress(*columns, console=err, transient=True, disable=not err.is_terminal) as shown:
+        name, weight = plain(file.name), _weight(file)
+        task = shown.add_task(f"sending {name}", total=weight or None)
+
+        def come(there: int, of: int) -> None:
+            what = "examining" if there >= of else "sending"
+            shown.update(task, completed=there, total=of, description=f"{what} {name}")
+
+        yield come
 
 
 def _weight(file: Path) -> int:

@@ -4,7 +4,8 @@
     print(result.text)
 
 **A module is known by its digest.** Given as a file or as bytes it is run by its digest first, and sent only when the
-fabric does not know it: one round trip for what was run before, on whichever daemon.
+fabric does not know it: one round trip for what was run before, on whichever daemon. One that is larger than a message
+is sent in parts (`uploading`), one module after the other: a session has room for one that is on its way.
 
 **An answer takes as long as the run, a refusal does not.** So the two are waited for apart: what was not started (no
 daemon, no free place) is tried again for the client's `timeout_s`, and an answer is waited for as long as the run may
@@ -22,7 +23,8 @@ from __future__ import annotations
 
 import asyncio
 import base64
-from collections.abc import Callable, Coroutine, Iterable, Mapping
+import contextlib
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict, TypeVar
 
@@ -42,6 +44,7 @@ from ifabric.errors import (
 )
 from ifabric.sandboxing.modules import Module, digest, id_of, read
 from ifabric.sandboxing.outcome import ExitStatus, Output, Result, output_of, written
+from ifabric.sandboxing.uploading import PART_S, Progress, in_parts, part_bytes
 from ifabric.spending import Hold
 from ifabric.wire import chassis as wire
 from ifabric.wire.chassis import Limits
@@ -50,7 +53,7 @@ from ifabric.wire.envelope import Mutation
 if TYPE_CHECKING:
     from ifabric.claims import Claim
 
-__all__ = ["ExitStatus", "Module", "Output", "Result", "RunOptions", "Sandboxed", "output_of"]
+__all__ = ["ExitStatus", "Module", "Output", "Progress", "Result", "RunOptions", "Sandboxed", "output_of"]
 
 T = TypeVar("T")
 
@@ -84,55 +87,60 @@ class RunOptions(TypedDict, total=False):
 class Sandboxed(Line):
     """Keeps modules, and runs them."""
 
+    #: who uploads a module waits here for who does already
+    _uploading: asyncio.Lock | None = None
+
     # -- modules -----------------------------------------------------------------------------------------------------
 
-    async def put_module(self, wasm: bytes | Path) -> str:
+    async def put_module(self, wasm: bytes | Path, *, progress: Progress | None = None) -> str:
         """Keeps a module (a `.wasm` file, or what is in one) and returns its id, "sha256:...", which is its digest.
+
+        progress: is called with how many bytes have come and how many there are, when the module is sent in parts.
 
         Raises `NotWasm`, `ModuleRefused{why}`, `TooLarge`; `OSError` when the file cannot be read.
         """
-        return (await self.keep_module(wasm)).module
+        return (await self.keep_module(wasm, progress=progress)).module
 
-    async def keep_module(self, wasm: bytes | Path) -> wire.PutReply:
+    async def keep_module(self, wasm: bytes | Path, *, progress: Progress | None = None) -> wire.PutReply:
         """The same, and says what is in the module."""
-        return await self._put(await read(wasm))
+        return await self._put(await read(wasm), progress)
 
     async def inspect_module(self, module: Module) -> wire.InspectReply:
         """What is in a module, and why `put_module` would refuse it. Raises `NotWasm`, `UnknownModule`."""
         if isinstance(module, str):
-            message = wire.Inspect(module=id_of(module))
-        else:
-            message = wire.Inspect(**await self._sent(await read(module)))
-        reply: wire.InspectReply = await self._patiently(message, PUT_S)
-        return reply
+            return await self._inspect(wire.Inspect(module=id_of(module)))
+        async with self._sent(await read(module)) as fields:
+            return await self._inspect(wire.Inspect(**fields))
 
     async def modules(self, *, limit: int = 100, after: str | None = None) -> wire.ModulesReply:
         """A page of the modules that are kept, in the order of their ids."""
         reply: wire.ModulesReply = await self.call(wire.Modules(limit=limit, after=after))
         return reply
 
-    async def _put(self, data: bytes) -> wire.PutReply:
-        message = wire.Put(**await self._sent(data))
-        reply: wire.PutReply = await self._patiently(message, PUT_S)
+    async def _inspect(self, message: wire.Inspect) -> wire.InspectReply:
+        reply: wire.InspectReply = await self._patiently(message, PUT_S)
+        return reply
+
+    async def _put(self, data: bytes, progress: Progress | None = None) -> wire.PutReply:
+        async with self._sent(data, progress) as fields:
+            reply: wire.PutReply = await self._patiently(wire.Put(**fields), PUT_S)
         if reply.module != digest(data):
             raise FabricError(f"what arrived is another module: {reply.module}, and not {digest(data)}; put it again")
         return reply
 
-    async def _sent(self, data: bytes) -> dict[str, str]:
+    @contextlib.asynccontextmanager
+    async def _sent(self, data: bytes, progress: Progress | None = None) -> AsyncIterator[dict[str, str]]:
         """The fields of a message that bring a module: itself, or the name under which it was uploaded."""
-        if len(data) <= wire.INLINE_MAX_BYTES:
-            return {"wasm": base64.b64encode(data).decode()}
-        name = f"{wire.UPLOADS}{self.session}-{self._clock.token()}"
-        until = self._clock.monotonic() + self._timeout_s
-        while True:
-            try:
-                await (await self._bus.objects(wire.MODULES_BUCKET)).put(name, data)
-            except Unavailable as error:
-                if self._clock.monotonic() >= until:
-                    raise Unavailable(f"the module could not be uploaded: {error.message}", **error.facts) from None
-            else:
-                return {"upload": name}
-            await self._clock.sleep(self._clock.jitter(*BACKOFF_S))
+        most = part_bytes(self._bus.max_payload_bytes)
+        if len(data) <= most:
+            yield {"wasm": base64.b64encode(data).decode()}
+            return
+        if self._uploading is None:
+            self._uploading = asyncio.Lock()
+        async with self._uploading:
+            name = self._clock.token()
+            await in_parts(lambda part: self._patiently(part, PART_S), name, data, most, progress)
+            yield {"upload": name}
 
     # -- runs --------------------------------------------------------------------------------------------------------
 
@@ -232,7 +240,7 @@ class Sandboxed(Line):
             reply = await self._patiently(message, wait_s)  # under another id: the refusal may be remembered
         return reply
 
-    async def _patiently(self, message: wire.Run | wire.Put | wire.Inspect, wait_s: float) -> Any:
+    async def _patiently(self, message: wire.Run | wire.Put | wire.Inspect | wire.Upload, wait_s: float) -> Any:
         """One request whose answer may take `wait_s`, while what was not started is tried again for `timeout_s` only.
 
         When the answer does not come at all, or the daemon stops under it, it is sent once more, as the same request.

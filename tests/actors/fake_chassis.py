@@ -8,7 +8,6 @@ import hashlib
 from typing import Any
 
 from ifabric.actor.base import Actor, Caller, handles
-from ifabric.bus.base import ObjectSpec
 from ifabric.errors import FabricError, ModuleRefused, Trap, UnknownModule, UnknownRun
 from ifabric.wire import chassis as wire
 from ifabric.wire.envelope import encode, loads
@@ -58,29 +57,37 @@ class FakeChassis(Actor):
     def __init__(self, context: Any) -> None:
         super().__init__(context)
         self.kept: dict[str, bytes] = {}
+        #: (session, upload) -> its parts
+        self.uploads: dict[tuple[str, str], dict[int, wire.Upload]] = {}
         self.asked: list[wire.Run] = []
         self.killed: list[tuple[str, str, str]] = []
         self.refusals: list[FabricError] = []
         self.waiting = asyncio.Event()
         self.gate = asyncio.Event()
 
-    async def start(self) -> None:
-        self.store = await self.context.bus.objects(ObjectSpec(wire.MODULES_BUCKET, 1 << 28))
-
     def draining(self) -> None:
         self.gate.set()
 
-    async def _bytes(self, message: wire.Put | wire.Inspect) -> bytes:
-        if message.upload is not None:
-            data = await self.store.get(message.upload)
-            assert data is not None, "it was uploaded first"
-            await self.store.delete(message.upload)
-            return data
-        return base64.b64decode(message.wasm or "")
+    def _bytes(self, message: wire.Put | wire.Inspect, caller: Caller) -> bytes:
+        if message.upload is None:
+            return base64.b64decode(message.wasm or "")
+        parts = self.uploads.pop((caller.session, message.upload))
+        assert sorted(parts) == list(range(len(parts))), "all were uploaded first"
+        assert [number for number, part in parts.items() if part.last] == [len(parts) - 1]
+        data = b"".join(base64.b64decode(parts[number].data) for number in sorted(parts))
+        assert {part.sha256 for part in parts.values()} == {hashlib.sha256(data).hexdigest()}
+        return data
+
+    @handles
+    async def upload(self, message: wire.Upload, caller: Caller) -> wire.UploadReply:
+        parts = self.uploads.setdefault((caller.session, message.upload), {})
+        again, parts[message.part] = message.part in parts, message
+        size = sum(len(base64.b64decode(part.data)) for part in parts.values())
+        return wire.UploadReply(upload=message.upload, part=message.part, parts=len(parts), size=size, again=again)
 
     @handles
     async def put(self, message: wire.Put, caller: Caller) -> wire.PutReply:
-        data = await self._bytes(message)
+        data = self._bytes(message, caller)
         if data.endswith(b"bad"):
             raise ModuleRefused("the module imports evil.open, which no sandbox has", why="import")
         if data.endswith(b"damaged on its way"):
@@ -94,7 +101,7 @@ class FakeChassis(Actor):
     async def inspect(self, message: wire.Inspect, caller: Caller) -> wire.InspectReply:
         if message.module is not None and message.module not in self.kept:
             raise UnknownModule(module=message.module)
-        data = self.kept[message.module] if message.module is not None else await self._bytes(message)
+        data = self.kept[message.module] if message.module is not None else self._bytes(message, caller)
         bad = data.endswith(b"bad")
         return wire.InspectReply(
             module=named(data),

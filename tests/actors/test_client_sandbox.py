@@ -10,7 +10,7 @@ import hashlib
 import os
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import msgspec
 import pytest
@@ -36,6 +36,7 @@ from ifabric.errors import (
     Unreachable,
 )
 from ifabric.sandboxing import AROUND_S, LOOK_S, ExitStatus, Sandboxed
+from ifabric.sandboxing.uploading import PART_S, in_parts, part_bytes
 from ifabric.testing.clock import VirtualClock
 from ifabric.wire import chassis as wire
 from ifabric.wire import coordinator as wire_of_tasks
@@ -83,20 +84,52 @@ async def test_a_module_is_known_by_its_own_digest_from_a_file_or_from_memory(wo
     assert [set(body) for body in line.bodies("put")] == [{"wasm", "request_id"}] * 3
 
 
-async def test_a_module_that_is_too_large_for_a_message_is_uploaded_and_nothing_of_it_is_left(world: World) -> None:
+async def test_a_module_that_is_too_large_for_a_message_is_uploaded_in_parts_and_nothing_of_it_is_left(
+    world: World,
+) -> None:
     fake = await faked(world)
-    large = WASM + os.urandom(wire.INLINE_MAX_BYTES - len(WASM) + 1)
-    line = tap(world)
-    async with client(world, session="large_1", over=line) as c:
-        module = await c.put_module(large)
+    large = WASM + os.urandom(3 * wire.INLINE_MAX_BYTES - len(WASM) + 1)
+    line, seen = tap(world), []
+    async with client(world, over=line) as c:
+        line.lose["upload"] = 2
+        module = await c.put_module(large, progress=lambda come, of: seen.append((come, of)))
         assert (await c.inspect_module(large)).module == module
     assert fake.kept[module] == large
+    assert [come for come, _ in seen] == sorted({come for come, _ in seen}), "it only grows"
+    assert (seen[0], seen[-1], len(seen)) == ((0, len(large)), (len(large), len(large)), 5)
     (put,), (inspect,) = line.bodies("put"), line.bodies("inspect")
-    for body in (put, inspect):
+    for body, sent in ((put, 6), (inspect, 4)):
         assert "wasm" not in body and msgspec.convert(body["upload"], wire.UploadName)
-        assert body["upload"].startswith("uploads/large_1-")
+        parts = [one for one in line.bodies("upload") if one["upload"] == body["upload"]]
+        assert len(parts) == sent and len({one["request_id"] for one in parts}) == 4, "a retry is the same request"
     assert put["upload"] != inspect["upload"]
-    assert list(await fake.store.page(prefix="uploads/large_1-")) == []
+    assert fake.uploads == {}
+
+
+async def test_two_modules_are_uploaded_one_after_the_other(world: World) -> None:
+    """A session has room for one of the largest size that is on its way."""
+    await faked(world)
+    line = tap(world)
+    large = [WASM + bytes([n]) * wire.INLINE_MAX_BYTES for n in range(3)]
+    async with client(world, over=line) as c:
+        assert await asyncio.gather(*map(c.put_module, large)) == [named(one) for one in large]
+    assert [verb for verb, _ in line.sent] == ["upload", "upload", "put"] * 3
+
+
+@pytest.mark.parametrize(("server", "part"), [(1 << 20, 512 * 1024), (8 << 20, 512 * 1024), (64 * 1024, 46_080)])
+async def test_a_part_fits_into_what_the_server_carries(server: int, part: int) -> None:
+    data = WASM + os.urandom(600_000)
+    sent: list[wire.Upload] = []
+
+    async def send(message: wire.Upload) -> None:
+        sent.append(message)
+
+    most = part_bytes(server)
+    await in_parts(send, "u", data, most, None)
+    assert most == part and len(sent) == -(-len(data) // part)
+    assert max(len(encode(msgspec.structs.replace(one, request_id="x" * 64))) for one in sent) < server - 2000
+    with pytest.raises(TooLarge, match="parts are allowed; nothing was sent"):
+        await in_parts(send, "u", bytes(part * wire.PARTS_MAX + 1), part, None)
 
 
 async def test_the_largest_that_goes_in_a_message_fits_into_one(world: World) -> None:
@@ -356,6 +389,8 @@ def mine(**other: Any) -> wire.RunLine:
 class Script:
     """A connection that answers as it is told: each entry takes so many seconds and is an error, a reply or silence."""
 
+    max_payload_bytes = 1 << 20
+
     def __init__(self, clock: VirtualClock, *entries: tuple[float, Exception | msgspec.Struct | None]) -> None:
         self._clock = clock
         self._entries = list(entries)
@@ -388,6 +423,9 @@ class Script:
             return Answer(encode(answer.to_body()), {ERROR_CODE_HEADER: str(answer.status)})
         assert isinstance(answer, msgspec.Struct)
         return Answer(encode(answer), {})
+
+    async def objects(self, spec: object) -> object:
+        raise AssertionError("an agent cannot reach the object store")
 
 
 def scripted(*entries: tuple[float, Exception | msgspec.Struct | None]) -> tuple[Sandboxed, Script, VirtualClock]:
@@ -510,37 +548,40 @@ async def test_a_put_may_take_as_long_as_compiling_takes_and_is_refused_as_soon_
     assert clock.monotonic() - began < 6.0
 
 
-class Store:
-    """An object store that is away for a while."""
-
-    def __init__(self, clock: VirtualClock, back_after_s: float) -> None:
-        self._clock, self._back = clock, clock.monotonic() + back_after_s
-        self.kept: dict[str, bytes] = {}
-
-    async def objects(self, name: str) -> Store:
-        assert name == "IF_MODULES"
-        if self._clock.monotonic() < self._back:
-            raise Unavailable("JetStream does not answer", what="jetstream")
-        return self
-
-    async def put(self, name: str, data: bytes) -> None:
-        self.kept[name] = data
+LARGE = WASM + b"\0" * wire.INLINE_MAX_BYTES
+COME = wire.UploadReply(upload="u", part=0, parts=1, size=1)
 
 
 async def test_an_upload_is_tried_again_for_the_clients_time_and_then_says_what_failed() -> None:
-    large = WASM + b"\0" * wire.INLINE_MAX_BYTES
-    line, script, clock = scripted((0.0, wire.PutReply(module=named(large), size=1, imports=(), exports=())))
-    bus = cast("Any", script)
-    store = Store(clock, 3.0)
-    bus.objects = store.objects
-    assert await clock.run(line.put_module(large)) == named(large)
-    assert list(store.kept.values()) == [large]
-    bus.objects = Store(clock, 60.0).objects
+    away = Unavailable("JetStream does not answer", what="jetstream")
+    kept = wire.PutReply(module=named(LARGE), size=1, imports=(), exports=())
+    line, script, clock = scripted((0.0, away), (0.0, away), (0.0, Overloaded()), (0.0, COME), (0.0, COME), (0.0, kept))
+    assert await clock.run(line.put_module(LARGE)) == named(LARGE)
+    assert [verb for _, verb, _, _ in script.asked] == ["upload"] * 5 + ["put"]
+    assert {patience for _, verb, _, patience in script.asked if verb == "upload"} == {PART_S}
+    line, script, clock = scripted((0.0, away))
     began = clock.monotonic()
     with pytest.raises(Unavailable, match="the module could not be uploaded: JetStream does not answer") as caught:
-        await clock.run(line.put_module(large))
+        await clock.run(line.put_module(LARGE))
     assert clock.monotonic() - began < 6.0
     assert caught.value.facts == {"what": "jetstream"}
+
+
+async def test_a_part_that_is_not_answered_is_sent_once_more_as_the_same_request() -> None:
+    kept = wire.PutReply(module=named(LARGE), size=1, imports=(), exports=())
+    line, script, clock = scripted((0.0, None), (1.0, COME), (0.0, COME), (0.0, kept))
+    assert await clock.run(line.put_module(LARGE)) == named(LARGE)
+    ids = [request_id for _, verb, request_id, _ in script.asked if verb == "upload"]
+    assert len(ids) == 3 and len(set(ids)) == 2
+
+
+async def test_a_part_that_is_refused_ends_the_upload_and_the_parts_beside_it() -> None:
+    line, script, clock = scripted((1.0, TooLarge("it is too large", size=5)), (60.0, COME))
+    large = WASM + b"\0" * (20 * wire.INLINE_MAX_BYTES)
+    async with nothing_asked():
+        with pytest.raises(TooLarge, match="could not be uploaded: it is too large"):
+            await clock.run(line.put_module(large))
+    assert len(script.asked) == 4
 
 
 async def test_a_caller_that_is_cancelled_leaves_nothing_running(world: World) -> None:
@@ -684,10 +725,9 @@ async def test_a_real_guest_is_put_run_looked_at_and_ended(world: World, tmp_pat
         line.lose["put"] = 1
         assert (await c.run_module(file, stdin=every, check=True)).stdout == every
         assert (await c.run_module(file, stdin="grüße")).text == "grüße"
-        assert [verb for verb, _ in line.sent] == ["run", "put", "put", "run", "run"]
+        assert [verb for verb, _ in line.sent] == ["run", "upload", "upload", "put", "put", "run", "run"]
         assert "upload" in line.bodies("put")[0]
-        objects = await c._bus.objects(wire.MODULES_BUCKET)
-        assert sum(one.size for one in await objects.page(prefix=wire.UPLOADS)) == 0
+        assert list(await (await world.bus.objects(wire.UPLOADS_BUCKET)).page()) == []
         found = await c.inspect_module(file)
         assert found.accepted and found.sections["custom:pad"] > wire.INLINE_MAX_BYTES
         assert found.module in {kept.module for kept in (await c.modules(limit=1000)).modules}

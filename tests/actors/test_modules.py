@@ -29,6 +29,7 @@ from ifabric.errors import (
 from ifabric.metrics import Metrics
 from ifabric.testing.clock import VirtualClock
 from ifabric.testing.memory_bus import MemoryBus, MemoryHub
+from ifabric.testing.memory_store import MemoryStore
 from ifabric.wire.chassis import MODULES_BUCKET, UPLOADS, Inspect, Put
 from ifabric.wire.chassis import Modules as Page
 from ifabric_actors.chassis import modules as source
@@ -36,6 +37,7 @@ from ifabric_actors.chassis import shelf as shelves
 from ifabric_actors.chassis.cache import MIB, Cache
 from ifabric_actors.chassis.modules import Modules
 from ifabric_actors.chassis.shelf import Shelf
+from ifabric_actors.chassis.uploads import Uploads
 from ifabric_actors.chassis.wasm import module_id
 from tests.actors.test_cache import Log, is_open
 from tests.conformance.test_objects import damage, interrupted
@@ -82,17 +84,18 @@ def engine() -> Iterator[wasmtime.Engine]:
 class Daemon:
     """The modules of one daemon, with a compiler that a test can hold up or make fail."""
 
-    def __init__(self, bus: Any, folder: Path, engine: wasmtime.Engine, **modules: Any) -> None:
+    def __init__(self, bus: Any, folder: Path, engine: wasmtime.Engine, *, store: Any = None, **modules: Any) -> None:
         self.bus, self.engine = bus, engine
         self.metrics, self.log, self.clock = Metrics(), Log(), Shifted()
         self.compiled: list[str] = []
         self.gate = asyncio.Event()
         self.gate.set()
         self.fails: Exception | None = None
-        store = ModuleStore(**{"store_max_bytes": 64 * MIB, "max_bytes": 8 * MIB, **modules})
-        config = Chassis(modules=store, runtime=Runtime(max_memory_mb=16))
+        kept = ModuleStore(**{"store_max_bytes": 64 * MIB, "max_bytes": 8 * MIB, **modules})
+        config = Chassis(modules=kept, runtime=Runtime(max_memory_mb=16))
         self.cache = Cache(folder, config, self.metrics, self.log, compile=self.compile)
-        self.modules = Modules(bus, self.clock, config, self.cache, self.log)
+        self.uploads = Uploads(bus, store or MemoryStore(self.clock), self.clock, config, self.log)
+        self.modules = Modules(bus, self.clock, config, self.cache, self.uploads, self.log)
 
     async def start(self) -> Daemon:
         await self.cache.start(FINGERPRINT)
@@ -110,7 +113,7 @@ class Daemon:
         return await self.bus.objects(MODULES_BUCKET)
 
     async def put(self, data: bytes) -> Any:
-        return await self.modules.put(Put(wasm=b64(data)))
+        return await self.modules.put(Put(wasm=b64(data)), "s")
 
     async def upload(self, data: bytes, name: str = UPLOAD) -> str:
         await (await self.objects()).put(name, data)
@@ -235,12 +238,11 @@ async def test_it_is_kept_only_after_it_was_compiled(daemon: Daemon) -> None:
         (Put(wasm="AGFz\nbQE="), "not base64"),
         (Put(wasm="é" * 4), "not base64"),
         (Put(upload=f"{UPLOADS}none"), "nothing was put there"),
-        (Put(upload="sha256:" + "0" * 64), "begins with uploads/"),
     ],
 )
 async def test_what_is_no_request_is_said(daemon: Daemon, message: Put, says: str) -> None:
     with pytest.raises(BadRequest, match=".") as refused:
-        await daemon.modules.put(message)
+        await daemon.modules.put(message, "s")
     assert says in refused.value.message
 
 
@@ -248,16 +250,16 @@ async def test_a_module_over_the_limit_is_refused_before_it_is_read(daemon: Daem
     data = COMMAND + bytes(8 * MIB)
     for text in (b64(data), "!" * (16 * MIB), b64(bytes(8 * MIB + 1))):
         with pytest.raises(TooLarge) as refused:
-            await daemon.modules.put(Put(wasm=text))
+            await daemon.modules.put(Put(wasm=text), "s")
         assert refused.value.facts["max"] == 8 * MIB
     await daemon.upload(data)
     for _ in range(2):
         with pytest.raises(TooLarge if await daemon.names() else BadRequest):
-            await daemon.modules.put(Put(upload=UPLOAD))
+            await daemon.modules.put(Put(upload=UPLOAD), "s")
     assert await daemon.names() == []
     exactly = COMMAND + b"\0" + _leb(8 * MIB - len(COMMAND) - 5) + b"\x01n"
     exactly += bytes(8 * MIB - len(exactly))
-    assert (await daemon.modules.put(Put(upload=await daemon.upload(exactly)))).size == 8 * MIB
+    assert (await daemon.modules.put(Put(upload=await daemon.upload(exactly)), "s")).size == 8 * MIB
 
 
 def _leb(number: int) -> bytes:
@@ -288,12 +290,12 @@ async def test_a_large_module_is_looked_at_on_a_thread(alone: Daemon, monkeypatc
     assert threads[1] == threading.get_ident()
 
 
-# -- uploads --------------------------------------------------------------------------------------------------------------
+# -- uploads as a whole, from clients of an earlier version; in parts: test_upload.py ---------------------------------------
 
 
 async def test_an_upload_is_kept_and_its_bytes_are_gone_afterwards(daemon: Daemon) -> None:
     await daemon.upload(LARGE)
-    reply = await daemon.modules.put(Put(upload=UPLOAD))
+    reply = await daemon.modules.put(Put(upload=UPLOAD), "s")
     assert (reply.module, reply.again) == (module_id(LARGE), False)
     left = await (await daemon.objects()).info(UPLOAD)
     assert (left.size, left.description) == (0, reply.module)
@@ -302,9 +304,9 @@ async def test_an_upload_is_kept_and_its_bytes_are_gone_afterwards(daemon: Daemo
 async def test_a_put_of_an_upload_that_is_repeated_is_answered_by_any_daemon(daemon: Daemon, other: Daemon) -> None:
     """Its first answer was lost, and the upload is gone."""
     await daemon.upload(COMMAND)
-    first = await daemon.modules.put(Put(upload=UPLOAD))
+    first = await daemon.modules.put(Put(upload=UPLOAD), "s")
     for one in (daemon, other):
-        again = await one.modules.put(Put(upload=UPLOAD))
+        again = await one.modules.put(Put(upload=UPLOAD), "s")
         assert (again.module, again.size, again.imports, again.again) == (first.module, first.size, first.imports, True)
     assert other.compiled == []
 
@@ -313,16 +315,16 @@ async def test_an_upload_stays_when_its_put_may_be_tried_again(daemon: Daemon) -
     await daemon.upload(COMMAND)
     daemon.fails = Unavailable("no worker could be started", what="chassis")
     with pytest.raises(Unavailable):
-        await daemon.modules.put(Put(upload=UPLOAD))
+        await daemon.modules.put(Put(upload=UPLOAD), "s")
     daemon.fails = None
-    assert (await daemon.modules.put(Put(upload=UPLOAD))).module == module_id(COMMAND)
+    assert (await daemon.modules.put(Put(upload=UPLOAD), "s")).module == module_id(COMMAND)
 
 
 @pytest.mark.parametrize("data", [REFUSED, b"no module"])
 async def test_an_upload_that_is_refused_is_deleted(daemon: Daemon, data: bytes) -> None:
     await daemon.upload(data)
     with pytest.raises((ModuleRefused, NotWasm)):
-        await daemon.modules.put(Put(upload=UPLOAD))
+        await daemon.modules.put(Put(upload=UPLOAD), "s")
     assert await daemon.names() == []
 
 
@@ -330,7 +332,7 @@ async def test_an_upload_that_is_damaged_is_said_to_be(daemon: Daemon) -> None:
     await daemon.upload(COMMAND)
     await damage(daemon.bus, MODULES_BUCKET, UPLOAD)
     with pytest.raises(BadRequest, match="arrived whole"):
-        await daemon.modules.put(Put(upload=UPLOAD))
+        await daemon.modules.put(Put(upload=UPLOAD), "s")
 
 
 async def test_an_empty_upload_that_names_no_module_is_no_module(daemon: Daemon) -> None:
@@ -338,18 +340,18 @@ async def test_an_empty_upload_that_names_no_module_is_no_module(daemon: Daemon)
     for description in ("", "sha256:no", "x" * 71):
         await objects.put(UPLOAD, b"", description)
         with pytest.raises(NotWasm):
-            await daemon.modules.put(Put(upload=UPLOAD))
+            await daemon.modules.put(Put(upload=UPLOAD), "s")
     await objects.put(UPLOAD, COMMAND, module_id(numbered(1)))  # and one that is not empty is what it is
-    assert (await daemon.modules.put(Put(upload=UPLOAD))).module == module_id(COMMAND)
+    assert (await daemon.modules.put(Put(upload=UPLOAD), "s")).module == module_id(COMMAND)
     await objects.put(UPLOAD, b"", "sha256:" + "0" * 64)
     with pytest.raises(UnknownModule):
-        await daemon.modules.put(Put(upload=UPLOAD))
+        await daemon.modules.put(Put(upload=UPLOAD), "s")
 
 
 async def test_what_nobody_came_back_for_is_deleted_after_an_hour(daemon: Daemon) -> None:
     await daemon.put(COMMAND)
     await daemon.upload(b"old")
-    await daemon.modules.put(Put(upload=await daemon.upload(numbered(1), f"{UPLOADS}kept")))
+    await daemon.modules.put(Put(upload=await daemon.upload(numbered(1), f"{UPLOADS}kept")), "s")
     await interrupted(daemon.bus, MODULES_BUCKET, f"{UPLOADS}half", bytes(3 * MIB))
     kept = sorted([module_id(COMMAND), module_id(numbered(1))])
     assert await daemon.modules.sweep_once() == 0
@@ -383,17 +385,17 @@ async def test_sweeping_goes_on_whatever_happens(alone: Daemon) -> None:
 
 
 async def test_inspecting_keeps_and_compiles_nothing(daemon: Daemon) -> None:
-    found = await daemon.modules.inspect(Inspect(wasm=b64(REFUSED)))
+    found = await daemon.modules.inspect(Inspect(wasm=b64(REFUSED)), "s")
     assert (found.accepted, len(found.why), found.module) == (False, 2, module_id(REFUSED))
-    found = await daemon.modules.inspect(Inspect(upload=await daemon.upload(COMMAND)))
+    found = await daemon.modules.inspect(Inspect(upload=await daemon.upload(COMMAND)), "s")
     assert (found.accepted, found.why, found.memories) == (True, (), 1)
     assert (await daemon.names(), daemon.compiled) == ([], [])
     await daemon.put(COMMAND)
-    assert (await daemon.modules.inspect(Inspect(module=module_id(COMMAND)))).accepted
+    assert (await daemon.modules.inspect(Inspect(module=module_id(COMMAND)), "s")).accepted
     with pytest.raises(UnknownModule):
-        await daemon.modules.inspect(Inspect(module=module_id(REFUSED)))
+        await daemon.modules.inspect(Inspect(module=module_id(REFUSED)), "s")
     with pytest.raises(BadRequest, match="wasm, upload, module"):
-        await daemon.modules.inspect(Inspect())
+        await daemon.modules.inspect(Inspect(), "s")
 
 
 # -- what is in the store is believed as far as its digest -----------------------------------------------------------------

@@ -30,7 +30,7 @@ MIB = 1 << 20
 
 @pytest.fixture(scope="module")
 async def world(etcd: RealServer, nats: RealServer, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[World]:
-    """A daemon on real servers; modules of megabytes go through the object store."""
+    """A daemon on real servers; modules of megabytes are uploaded in parts."""
     made = World(etcd.url, nats.url)
     await made.open()
     await made.daemon(

@@ -1,8 +1,9 @@
 """The chassis: untrusted WebAssembly in sandboxes that it cannot leave, overrun or outlive.
 
 `runs` takes a run from its request to its answer; `pool` gives it one of the worker processes, in which `worker` runs
-the guest; `modules` keeps what can be run, and its compiled form; `egress` is the only way out, with `secrets` that no
-guest sees; `register` knows what is on. What this process itself never does is to touch a guest's code.
+the guest; `modules` keeps what can be run, and its compiled form, and `uploads` what is on its way there; `egress` is
+the only way out, with `secrets` that no guest sees; `register` knows what is on. What this process itself never does is
+to touch a guest's code.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from ifabric_actors.chassis.register import Register
 from ifabric_actors.chassis.runs import Runs
 from ifabric_actors.chassis.secrets import Vault
 from ifabric_actors.chassis.slo import ServiceLevel
+from ifabric_actors.chassis.uploads import Uploads
 
 REPORT_S = 1.0
 #: private memory of a worker beside its guest's
@@ -58,7 +60,8 @@ class Chassis(Actor):
         self.pool = Pool(self._server, config, clock, metrics, log)
         self._scratch: tempfile.TemporaryDirectory[str] | None = None
         self._cache = Cache(self._folder(), config, metrics, log, compile=self.pool.compile)
-        self.modules = Modules(context.bus, clock, config, self._cache, log)
+        self.uploads = Uploads(context.bus, context.store, clock, config, log)
+        self.modules = Modules(context.bus, clock, config, self._cache, self.uploads, log)
         self._vault = Vault(config.credentials, clock, metrics, log)
         self._egress = Egress(config.endpoints, self._vault, GovernorBreakers(context.bus), clock, metrics)
         self.register = Register(context)
@@ -93,7 +96,8 @@ class Chassis(Actor):
         self.spawn(self.register.follow(), name="kills")
         self.spawn(self._announcer.run(), name="events")
         self.spawn(self._vault.keep(), name="secrets")
-        self.spawn(self.modules.sweep(), name="uploads")
+        self.spawn(self.modules.sweep(), name="modules")
+        self.spawn(self.uploads.sweep(), name="uploads")
         self.spawn(self._report(), name="report")
         self.context.log.info("sandboxes can be started", without=sorted(confinement.missing(*ready.confined)))
 
@@ -105,6 +109,7 @@ class Chassis(Actor):
         await self._egress.stop()
         await self._vault.stop()
         await self.modules.stop()
+        await self.uploads.stop()
         if self._scratch is not None:
             self._scratch.cleanup()
 
@@ -142,12 +147,16 @@ class Chassis(Actor):
     # -- the verbs
 
     @handles
+    async def upload(self, message: wire.Upload, caller: Caller) -> wire.UploadReply:
+        return await self.uploads.add(message, caller.session)
+
+    @handles
     async def put(self, message: wire.Put, caller: Caller) -> wire.PutReply:
-        return await self.modules.put(message)
+        return await self.modules.put(message, caller.session)
 
     @handles
     async def inspect(self, message: wire.Inspect, caller: Caller) -> wire.InspectReply:
-        return await self.modules.inspect(message)
+        return await self.modules.inspect(message, caller.session)
 
     @handles
     async def run(self, message: wire.Run, caller: Caller) -> Any:

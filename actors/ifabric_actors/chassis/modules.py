@@ -1,12 +1,16 @@
 """Modules: what is accepted, kept, and at hand.
 
 A module is kept in the object store under its digest, and only once it was examined and compiled within its limits, so
-that a run seldom finds out what `put` could have said. Whoever may publish on the bus may write to that store: what is
-read from it is a module because its digest is its name, and it is examined again before it is compiled.
+that a run seldom finds out what `put` could have said. Without identities whoever may publish on the bus may write to
+that store: what is read from it is a module because its digest is its name, and it is examined again before it is
+compiled.
 
-**A retried put finds what the first did.** An upload that was kept is replaced by an empty object that says as which
-module, so that any daemon can answer again; one that failed for another reason than its own stays where it is. What
-nobody comes back for is deleted after an hour.
+**A larger one comes in parts** (`uploads`), or, under a name that begins with `uploads/`, as a whole from this store: a
+client of an earlier version puts it there itself, where there are no identities to keep it out.
+
+**A retried put finds what the first did.** An upload that was kept goes on as a name for its module (here, an empty
+object that says as which), so that any daemon can answer again; one that failed for another reason than its own stays
+where it is. What nobody comes back for is deleted after an hour.
 """
 
 from __future__ import annotations
@@ -26,12 +30,13 @@ from ifabric.wire import chassis as wire
 from ifabric_actors.chassis import acceptance, wasm
 from ifabric_actors.chassis.cache import MIB, Cache
 from ifabric_actors.chassis.shelf import Code, Shelf
+from ifabric_actors.chassis.uploads import Uploads
 
 T = TypeVar("T")
 
 #: larger modules are looked at on a thread
 ON_LOOP_MAX_BYTES = 256 * 1024
-#: uploads, and what interrupted puts have left, are deleted after so long; and how often they are looked for
+#: whole uploads, and what interrupted puts have left, are deleted after so long; and how often they are looked for
 UPLOAD_S = 3600.0
 SWEEP_S = 3600.0
 _KEPT_AS = re.compile(r"sha256:[0-9a-f]{64}")
@@ -40,8 +45,9 @@ _KEPT_AS = re.compile(r"sha256:[0-9a-f]{64}")
 class Modules:
     """The modules of one daemon."""
 
-    def __init__(self, bus: Bus, clock: Clock, config: Any, cache: Cache, log: Any) -> None:
+    def __init__(self, bus: Bus, clock: Clock, config: Any, cache: Cache, uploads: Uploads, log: Any) -> None:
         self._bus, self._clock, self._log = bus, clock, log
+        self._uploads = uploads
         modules, runtime = config.modules, config.runtime
         self._max_bytes = modules.max_bytes
         self._rules = acceptance.Rules(
@@ -73,33 +79,40 @@ class Modules:
 
     # -- the verbs -----------------------------------------------------------------------------------------------------
 
-    async def put(self, message: wire.Put) -> wire.PutReply:
-        """Keeps a module. Raises `NotWasm`, `ModuleRefused{why}`, `TooLarge`, `StoreFull`, `Unavailable`."""
+    async def put(self, message: wire.Put, session: str) -> wire.PutReply:
+        """Keeps a module. Raises `NotWasm`, `ModuleRefused{why}`, `TooLarge`, `StoreFull`, `Unavailable`; for an upload
+        `BadRequest` when it is not whole, and `Overloaded`.
+        """
         _one_of(message, "wasm", "upload")
         if message.upload is None:
             return await self._keep(self._decoded(message.wasm or ""))
-        kept_as = await self._kept_as(message.upload)
-        if kept_as is not None:
-            return _reply(await self._examined(await self.get(kept_as)), again=True)
-        data = await self._uploaded(message.upload)
-        try:
-            reply = await self._keep(data)
-        except CallerError:
-            await self._settle(message.upload, None)
-            raise
-        await self._settle(message.upload, reply.module)
-        return reply
+        async with self._uploads.place(session):
+            data = await self._brought(message.upload, session)
+            if isinstance(data, str):
+                return _reply(await self._examined(await self.get(data)), again=True)
+            try:
+                reply = await self._keep(data)
+            except CallerError:
+                await self._settle(message.upload, session, None)
+                raise
+            await self._settle(message.upload, session, reply.module)
+            return reply
 
-    async def inspect(self, message: wire.Inspect) -> wire.InspectReply:
-        """What is in a module. Raises `NotWasm`, `UnknownModule`, `TooLarge`, `Unavailable`."""
+    async def inspect(self, message: wire.Inspect, session: str) -> wire.InspectReply:
+        """What is in a module. Raises `NotWasm`, `UnknownModule`, `TooLarge`, `Unavailable`, and as `put` for an upload."""
         _one_of(message, "wasm", "upload", "module")
         if message.module is not None:
-            data = await self.get(message.module)
-        elif message.upload is not None:
-            data = await self._uploaded(message.upload)
-            await self._settle(message.upload, None)
-        else:
-            data = self._decoded(message.wasm or "")
+            return await self._facts(await self.get(message.module))
+        if message.upload is None:
+            return await self._facts(self._decoded(message.wasm or ""))
+        async with self._uploads.place(session):
+            data = await self._brought(message.upload, session)
+            if isinstance(data, str):
+                return await self._facts(await self.get(data))
+            await self._settle(message.upload, session, None)
+            return await self._facts(data)
+
+    async def _facts(self, data: bytes) -> wire.InspectReply:
         module = await self._examined(data)
         return acceptance.facts(module, acceptance.why_refused(module, self._rules))
 
@@ -228,8 +241,15 @@ class Modules:
             return None, True
         return data, False
 
+    # -- uploads -------------------------------------------------------------------------------------------------------
+
+    async def _brought(self, upload: str, session: str) -> bytes | str:
+        """What an upload has brought, or the id of the module that it was kept as by an earlier put."""
+        if not upload.startswith(wire.UPLOADS):
+            return await self._uploads.whole(session, upload)
+        return await self._kept_as(upload) or await self._put_there(upload)
+
     async def _kept_as(self, upload: str) -> str | None:
-        """The module that an upload was kept as, by an earlier put of it."""
         async with self._bucket() as objects:
             with contextlib.suppress(ObjectDamaged):
                 info = await objects.info(upload)
@@ -237,10 +257,8 @@ class Modules:
                     return info.description
         return None
 
-    async def _uploaded(self, name: str) -> bytes:
-        """Raises `BadRequest` when nothing was uploaded under that name, `TooLarge` without reading what is."""
-        if not name.startswith(wire.UPLOADS):
-            raise BadRequest(f"an upload's name begins with {wire.UPLOADS}; nothing was done", upload=name)
+    async def _put_there(self, name: str) -> bytes:
+        """Raises `BadRequest` when nothing was put there, `TooLarge` without reading what was."""
         why = "was put there"
         try:
             async with self._bucket() as objects:
@@ -248,17 +266,21 @@ class Modules:
         except ObjectDamaged:
             data, why = None, "arrived whole there"
         except TooLarge as error:
-            await self._settle(name, None)
+            await self._settle(name, "", None)
             raise self._too_large(int(error.facts["size"])) from None
         if data is None:
             raise BadRequest(
-                f"nothing {why} as {name} in the object store {wire.MODULES_BUCKET}; put the module there, and again",
+                f"nothing {why} as {name} in the object store {wire.MODULES_BUCKET}; send the module in parts, with "
+                "`upload`",
                 upload=name,
             )
         return data
 
-    async def _settle(self, upload: str, module: str | None) -> None:
+    async def _settle(self, upload: str, session: str, module: str | None) -> None:
         """Deletes an upload; of one that was kept, its name goes on to stand for the module."""
+        if not upload.startswith(wire.UPLOADS):
+            await self._uploads.settle(session, upload, module)
+            return
         try:
             async with self._bucket() as objects:
                 if module is None:
