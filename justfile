@@ -13,6 +13,14 @@ setup:
 etcd:
     @bash tests/tools/sound-etcd.sh .tools/etcd
 
+# an example PKI for config/deploy: an authority, and a certificate for each part
+certs *args:
+    uv run ifabric bootstrap certs config/deploy/certs {{args}}
+
+# fetch docker-compose, promtool and amtool into .tools/deploy: they read config/deploy in the tests
+deploy-programs:
+    @bash tests/tools/deploy-programs.sh .tools/deploy
+
 # run the daemon with embedded servers
 run *args:
     uv run ifabric run {{args}}

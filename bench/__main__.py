@@ -7,7 +7,7 @@ import sys
 
 import uvloop
 
-QUESTIONS = ("claims", "sessions", "idle", "budgets", "breakers", "matching", "sandbox")
+QUESTIONS = ("claims", "sessions", "idle", "budgets", "breakers", "matching", "sandbox", "secured")
 
 
 def main() -> None:

@@ -165,7 +165,7 @@ class Config(Section, frozen=True, kw_only=True):
     @property
     def hosted(self) -> tuple[str, ...]:
         """The actors that run here: those named, and who answers NATS's auth callout where the seeds for it are."""
-        asked = self.identity.enabled and self.identity.issuer_seed_file is not None
+        asked = self.identity.enabled and self.identity.issuer_seed_file  # empty: a later file takes it away
         return (*self.actors, "identity") if asked and "identity" not in self.actors else self.actors
 
     def section(self, component: str) -> Any:
@@ -189,6 +189,15 @@ def smells(config: Config) -> list[str]:
         found.append(
             "coordinator.etcd: an endpoint on another machine without https: anybody between can read and write the board"
         )
+    if any((etcd.ca_cert, etcd.cert_file)) and not any(e.startswith("https://") for e in etcd.endpoints):
+        found.append("coordinator.etcd: certificates without an https endpoint do nothing")
+    nats = config.nats
+    if not (nats.ca_cert or nats.cert_file) and any(
+        not s.startswith("tls://") and not _is_local(s) for s in nats.servers
+    ):
+        found.append("nats.servers: a server on another machine without TLS: anybody between can read and write it")
+    if config.http.client_ca is not None and config.http.cert_file is None:
+        found.append("http.client_ca does nothing without http.cert_file: client certificates are for https")
     if etcd.attempt_timeout_seconds > etcd.timeout_seconds:
         found.append(
             "coordinator.etcd: attempt_timeout_seconds is longer than timeout_seconds: there will be one attempt"
@@ -201,9 +210,9 @@ def smells(config: Config) -> list[str]:
     governor = config.governor
     if governor.coordinator.url is not None:
         found.append("governor.coordinator does nothing: governor and coordinator meet in etcd")
-    if governor.logging is not None:
+    if governor.logging is not None and governor.logging != config.coordinator.logging:
         found.append("governor.logging does nothing: one process writes one log, as coordinator.logging says")
-    if config.chassis.logging is not None:
+    if config.chassis.logging is not None and config.chassis.logging != config.coordinator.logging:
         found.append("chassis.logging does nothing: one process writes one log, as coordinator.logging says")
     for name, endpoint in config.chassis.endpoints.items():
         if endpoint.url.startswith("http://") and not _is_local(endpoint.url):

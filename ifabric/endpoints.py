@@ -17,6 +17,9 @@ class Endpoints(msgspec.Struct, frozen=True, kw_only=True):
     nats: str
     etcd: tuple[str, ...]
     http: str
+    #: the SHA-256 of the HTTP port's certificate, in hex: this file is for its owner's eyes, so whoever can read it needs
+    #: no authority to know the daemon. "" without TLS.
+    http_pin: str = ""
     pid: int
     version: str
 
@@ -37,9 +40,9 @@ def write(state_dir: Path, endpoints: Endpoints) -> None:
     fresh.replace(state_dir / NAME)
 
 
-def replace_http(endpoints: Endpoints, url: str) -> Endpoints:
-    """The same, with the HTTP port that was found."""
-    return msgspec.structs.replace(endpoints, http=url)
+def replace_http(endpoints: Endpoints, url: str, pin: str = "") -> Endpoints:
+    """The same, with the HTTP port that was found, and the certificate that it shows."""
+    return msgspec.structs.replace(endpoints, http=url, http_pin=pin)
 
 
 def read(state_dir: Path) -> Endpoints | None:

@@ -7,13 +7,15 @@ import contextlib
 import gc
 import os
 import signal
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
 import msgspec
 
 from ifabric import __version__, endpoints, log, programs
-from ifabric.actor.base import Context, Parts
+from ifabric.actor.base import Context, Parts, System
 from ifabric.actor.pulse import Pulse
 from ifabric.actor.runner import Runner
 from ifabric.bus.nats import Nats, NatsSettings
@@ -21,17 +23,22 @@ from ifabric.cancellation import cancel_and_wait
 from ifabric.clock import Clock, SystemClock
 from ifabric.config import Config
 from ifabric.config_base import MetricsPort
+from ifabric.credentials import read_seed
 from ifabric.embedded import Server, StateLock, embedded_etcd, embedded_nats, writing
-from ifabric.errors import FabricError, Unreachable
+from ifabric.errors import ConfigError, FabricError, Unreachable
 from ifabric.http.health import Snapshot
 from ifabric.http.server import HttpServer
 from ifabric.loader import load
 from ifabric.metrics import Metrics
+from ifabric.notify import Notifier
 from ifabric.store.commit import Committer
 from ifabric.store.etcd import Etcd, EtcdSettings
 from ifabric.store.vitals import Vitals
 from ifabric.supervision.spec import Branch, Budget, Child, Part, Strategy
 from ifabric.supervision.supervisor import Supervisor
+from ifabric.tls import Files
+from ifabric.tls.reload import Refresh, Reloader, Used
+from ifabric.wire.subjects import DAEMON_INBOX
 
 DONE, FAILED, UNREACHABLE = 0, 1, 3
 
@@ -39,23 +46,33 @@ DONE, FAILED, UNREACHABLE = 0, 1, 3
 class Fabric:
     """One daemon."""
 
-    def __init__(self, config: Config, state_dir: Path, clock: Clock) -> None:
+    def __init__(self, config: Config, state_dir: Path, clock: Clock, refresh: Refresh | None = None) -> None:
         self._config = msgspec.structs.replace(config, state_dir=str(state_dir))
         self._state_dir = state_dir
         self._clock = clock
         self._log = log.get()
         self._metrics = Metrics()
+        self._notify = Notifier.of(os.environ, clock)  # before there is a child that could inherit it
         self._born = clock.monotonic()
         self._announced = self._draining = False
         self.warnings: list[str] = []
         self._servers, etcd_urls, nats_urls = self._embedded()
         self._etcd = Etcd(_etcd_settings(config, etcd_urls), clock)
         self._nats = Nats(_nats_settings(config, nats_urls), clock, self._on_bus_error)
+        self._system = _system(config, nats_urls, clock, self._on_bus_error)
         self._committer = Committer(self._etcd, clock, self._metrics, timeout_s=config.coordinator.etcd.timeout_seconds)
         self._parts = Parts()
         self._pulse = Pulse(clock)
         self._vitals = Vitals(self._etcd, clock)
         self._http = HttpServer(config.http, _metrics_ports(config), self, self._metrics)
+        etcd, of_nats = _etcd_settings(config, etcd_urls), _nats_settings(config, nats_urls).files
+        uses = (
+            Used("etcd", etcd.files if etcd.secured else Files(), self._etcd.reload),
+            Used("nats", replace(of_nats, section="nats"), self._reload_nats),
+            Used("http", self._http.files, self._reload_http),
+        )
+        self._certificates = Reloader(uses, clock, self._metrics, self._reloading, refresh)
+        self._certificates.check()
         self._metrics.before_render.append(self._read_connections)
         self._found = endpoints.Endpoints(
             nats=",".join(nats_urls), etcd=etcd_urls, http="", pid=os.getpid(), version=__version__
@@ -74,12 +91,20 @@ class Fabric:
             Child("vitals", self._vitals),
             Child("pulse", self._pulse),
             Child("bus", Part(self._nats.connect, self._nats.close, lambda: self._nats.lost)),
+            *self._system_bus(),
+            Child("certificates", self._certificates),
             Child("commit", Part(self._committer.start, self._committer.stop, lambda: self._committer.lost)),
             Branch("residents", Strategy.ONE_FOR_ONE, Budget(5, 30.0), tuple(
                 Child(name, self._runner(name), shutdown_s=self._config.drain_timeout_seconds + 10)
-                for name in self._config.actors
+                for name in self._config.hosted
             )),
         ))  # fmt: skip
+
+    def _system_bus(self) -> tuple[Child, ...]:
+        if self._system is None:
+            return ()
+        bus = self._system.bus
+        return (Child("system bus", Part(bus.connect, bus.close, lambda: bus.lost)),)
 
     async def run(self) -> int:
         """Until SIGTERM or SIGINT (0), or until the tree has failed (1)."""
@@ -88,8 +113,10 @@ class Fabric:
         loop.set_exception_handler(self._on_loop_error)
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, stop.set)
+        loop.add_signal_handler(signal.SIGHUP, self._certificates.ask)
         starting = asyncio.create_task(self.tree.start())
         stopping = asyncio.create_task(stop.wait())
+        beating = asyncio.create_task(self._notify.beat(self._alive, self._in_a_line), name="notify")
         try:
             await _either(starting, stopping)
             if not starting.done():
@@ -98,6 +125,7 @@ class Fabric:
             await starting
             _spare_the_collector()
             self._announce()
+            self._notify.ready(self._in_a_line())
             failed = self.tree.lost
             assert failed is not None
             await _either(stopping, failed)
@@ -109,8 +137,11 @@ class Fabric:
             return DONE
         finally:
             stopping.cancel()
+            self._notify.stopping()
             endpoints.remove(self._state_dir)
             await self.tree.stop()
+            await cancel_and_wait(beating)  # the last: a drain that hangs is for the watchdog, too
+            self._notify.close()
             self._log.info("stopped")
 
     # -- the parts ---------------------------------------------------------------------------------------------------
@@ -139,9 +170,10 @@ class Fabric:
             embedded="etcd" in self._servers,
             allow_old=self._config.coordinator.etcd.allow_old_etcd,
         )
-        if warning is not None and warning not in self.warnings:
-            self.warnings.append(warning)
-            self._log.warning(warning)
+        for sentence in (*((warning,) if warning is not None else ()), *await self._etcd.examine()):
+            if sentence not in self.warnings:
+                self.warnings.append(sentence)
+                self._log.warning(sentence)
 
     def _runner(self, name: str) -> Runner:
         actor = load(name)
@@ -156,6 +188,7 @@ class Fabric:
             settings=self._config,
             log=log.get(actor=actor.component),
             parts=self._parts,
+            system=self._system,
         )
         return Runner(
             actor,
@@ -168,8 +201,7 @@ class Fabric:
         )
 
     def _announce(self) -> None:
-        with writing(self._state_dir):
-            endpoints.write(self._state_dir, endpoints.replace_http(self._found, self._http.url))
+        self._write_endpoints()
         self._announced = True
         self._log.info(
             "ready",
@@ -178,6 +210,30 @@ class Fabric:
             http=self._http.url,
             actors=",".join(self._config.actors),
         )
+
+    def _write_endpoints(self) -> None:
+        with writing(self._state_dir):
+            endpoints.write(self._state_dir, endpoints.replace_http(self._found, self._http.url, self._http.pin))
+
+    async def _reload_nats(self) -> None:
+        for bus in (self._nats, self._system and self._system.bus):
+            if isinstance(bus, Nats):
+                await bus.reload()
+
+    async def _reload_http(self) -> None:
+        await self._http.reload()
+        if self._announced:
+            self._write_endpoints()
+
+    @contextlib.contextmanager
+    def _reloading(self) -> Iterator[None]:
+        if self._announced and not self._draining:
+            self._notify.reloading()
+        try:
+            yield
+        finally:
+            if self._announced and not self._draining:
+                self._notify.ready(self._in_a_line())
 
     # -- what is told ------------------------------------------------------------------------------------------------
 
@@ -202,9 +258,17 @@ class Fabric:
             version=__version__,
             uptime_s=round(self._clock.monotonic() - self._born, 1),
             not_ready=tuple(not_ready),
-            warnings=tuple(self.warnings),
+            warnings=(*self.warnings, *self._certificates.warnings()),
             actors=tree,
         )
+
+    def _alive(self) -> bool:
+        return self.tree.lost is None or not self.tree.lost.done()
+
+    def _in_a_line(self) -> str:
+        state = self.snapshot()
+        why = ", ".join(what for what in state.not_ready if what != state.status)
+        return f"{state.status}: {why}" if why else state.status
 
     def _status(self, not_ready: list[str]) -> Literal["starting", "healthy", "degraded", "draining"]:
         if self._draining:
@@ -236,13 +300,13 @@ class Fabric:
         self._log.error("unhandled error", message=about.get("message"), exc_info=about.get("exception"))
 
 
-async def serve(config: Config, *, state_dir: Path) -> int:
-    """Runs a daemon to its end; the exit code. `FabricError` when it could not start."""
+async def serve(config: Config, *, state_dir: Path, refresh: Refresh | None = None) -> int:
+    """Runs a daemon to its end; the exit code. `FabricError` when it could not start. SIGHUP calls `refresh` first."""
     lock = StateLock(state_dir)
     lock.take()
     with contextlib.ExitStack() as cleanup:
         cleanup.callback(lock.give_back)
-        return await Fabric(config, state_dir, SystemClock()).run()
+        return await Fabric(config, state_dir, SystemClock(), refresh).run()
 
 
 async def _either(one: asyncio.Future[Any], other: asyncio.Future[Any]) -> None:
@@ -290,11 +354,26 @@ def _etcd_settings(config: Config, urls: tuple[str, ...]) -> EtcdSettings:
     )
 
 
+def _system(
+    config: Config, urls: tuple[str, ...], clock: Clock, on_error: Callable[[str, Exception], None]
+) -> System | None:
+    """The second connection, where NATS's auth callout is answered here. `ConfigError` names a seed that is none."""
+    identity = config.identity
+    if not identity.enabled or not identity.issuer_seed_file:
+        return None
+    if not identity.system_seed_file:
+        raise ConfigError("identity.issuer_seed_file without identity.system_seed_file: nobody would be asked")
+    settings = replace(_nats_settings(config, urls), name="ifabric system", nkey_seed_file=identity.system_seed_file)
+    return System(Nats(settings, clock, on_error), read_seed(identity.issuer_seed_file))
+
+
 def _nats_settings(config: Config, urls: tuple[str, ...]) -> NatsSettings:
     nats = config.nats
     return NatsSettings(
         servers=urls,
         name="ifabric daemon",
+        inbox_prefix=DAEMON_INBOX,
+        private_inboxes=config.identity.enabled,
         connect_timeout_s=nats.connect_timeout_seconds,
         nkey_seed_file=nats.nkey_seed_file,
         credentials_file=nats.credentials_file,

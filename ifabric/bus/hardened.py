@@ -157,6 +157,10 @@ class HardenedClient(Client):  # type: ignore[misc]
             self._pending: list[bytes] = []
             self._pending_data_size = 0
         await super()._close(status, do_cbs)
+        for future in self._resp_map.values():  # no answer comes any more, and nobody would tell who waits
+            if not future.done():
+                future.set_exception(nats.errors.ConnectionClosedError())
+                future.exception()  # it is seen, where nobody waits: nats-py keeps those of requests that were not sent
 
     async def _process_msg(self, sid: int, subject: bytes, reply: bytes, data: bytes, headers: bytes) -> None:
         try:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json as stdlib_json
 import re
-import urllib.error
-import urllib.request
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,6 +13,7 @@ from cyclopts.validators import Number
 
 from ifabric import endpoints
 from ifabric.cli.connect import with_client
+from ifabric.cli.daemon import HttpTls, ask
 from ifabric.cli.options import Json, Where
 from ifabric.cli.output import out, plain, print_json
 from ifabric.cli.task import counts
@@ -30,15 +29,13 @@ NUMBERS = {
     "sandbox_workers_idle": ("if_chassis_workers", 'state="idle"'),
     "sandbox_queue": ("if_chassis_queue_depth",),
 }
-BODY_MAX_BYTES = 8 * 1024 * 1024
-#: a daemon of this machine is never behind $http_proxy
-_DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 
 def status(
     *,
     state_dir: Annotated[Path | None, Parameter(help="State directory of the daemon.")] = None,
     timeout: Annotated[float, Parameter(help="Seconds to try.", validator=Number(gt=0, lte=3600))] = 3.0,
+    tls: HttpTls | None = None,
     json: Json = False,
 ) -> int:
     """Show the daemon of this machine: its health, its parts, its tasks. Exit 1
@@ -53,8 +50,8 @@ def status(
     found = endpoints.read(folder)
     if found is None:
         raise Unreachable(f"no daemon runs here (none in {folder}); start one with `ifabric run`, or give --state-dir")
-    health: dict[str, Any] = stdlib_json.loads(_get(found.http + "/health", timeout))
-    numbers = _numbers(found.http, timeout)
+    health: dict[str, Any] = stdlib_json.loads(ask(found, "/health", timeout, tls))
+    numbers = _numbers(found, timeout, tls)
     tasks: dict[str, int] | None = None
     try:
         tasks = with_client(Where(nats=found.nats, timeout=timeout), None, lambda c: c.list(limit=1)).counts
@@ -111,10 +108,10 @@ def _tree(node: dict[str, Any], depth: int) -> None:
             _tree(child, depth + 1)
 
 
-def _numbers(http: str, timeout_s: float) -> dict[str, int | None]:
+def _numbers(found: endpoints.Endpoints, timeout_s: float, tls: HttpTls | None) -> dict[str, int | None]:
     """What the daemon's metrics count; None for what they do not say."""
     try:
-        metrics = _get(http + "/metrics", timeout_s).decode()
+        metrics = ask(found, "/metrics", timeout_s, tls).decode()
     except Unreachable:
         metrics = ""  # they are switched off, or have a port of their own
     return {name: _number(metrics, *metric) for name, metric in NUMBERS.items()}
@@ -123,20 +120,6 @@ def _numbers(http: str, timeout_s: float) -> dict[str, int | None]:
 def _number(metrics: str, name: str, label: str = "") -> int | None:
     found = re.search(rf"^{name}(?:\{{[^}}]*{label}[^}}]*\}})? ([0-9.e+]+)$", metrics, re.MULTILINE)
     return int(float(found[1])) if found else None
-
-
-def _get(url: str, timeout_s: float) -> bytes:
-    """The body, also of an unhealthy answer (503)."""
-    try:
-        with _DIRECT.open(url, timeout=timeout_s) as answer:
-            body: bytes = answer.read(BODY_MAX_BYTES)
-    except urllib.error.HTTPError as error:
-        if error.code != 503:
-            raise Unreachable(f"the daemon's HTTP port answers {error.code} at {url}") from None
-        body = error.read(BODY_MAX_BYTES)
-    except OSError as error:
-        raise Unreachable(f"the daemon's HTTP port does not answer at {url}: {error}") from None
-    return body
 
 
 def asyncapi(*, json: Json = False) -> int:

@@ -45,6 +45,7 @@ def run(
     from ifabric.config_file import load
     from ifabric.endpoints import default_state_dir
     from ifabric.fabric import exit_code, serve
+    from ifabric.references import resolve
 
     loaded, warnings = load(config, os.environ)
     if actors:
@@ -59,7 +60,8 @@ def run(
     for warning in warnings:
         log.get().warning(warning)
     try:
-        code: int = uvloop.run(serve(loaded, state_dir=folder.resolve()))
+        secrets = resolve(loaded, folder.resolve(), os.environ)
+        code: int = uvloop.run(serve(secrets.config, state_dir=folder.resolve(), refresh=secrets.refresh))
         return code
     except ConfigError:
         raise
@@ -86,9 +88,11 @@ def check_config(
         ifabric check-config base.yaml production.yaml
     """
     from ifabric.config_file import load
+    from ifabric.references import find
 
     try:
         loaded, warnings = load(files, os.environ)
+        find(loaded)
     except ConfigError as error:
         problems = error.message.splitlines()
         if json:

@@ -1,4 +1,4 @@
-"""The HTTP port: uvicorn and starlette, inside the daemon's loop.
+"""The HTTP port: uvicorn and starlette, inside the daemon's loop; https when it is given a certificate.
 
 /livez              200 while the event loop turns
 /readyz             200 when requests can be served, else 503 with what is missing
@@ -25,6 +25,7 @@ from ifabric.config_ops import Http
 from ifabric.errors import StartupError
 from ifabric.http.health import Status
 from ifabric.metrics import CONTENT_TYPE, Metrics
+from ifabric.tls import Files, ServerTls, fingerprint
 
 JSON = "application/json"
 
@@ -40,11 +41,17 @@ class HttpServer:
         self._status = status
         self._metrics = metrics
         self._servers: list[tuple[_Server, asyncio.Task[None]]] = []
+        self._tls: ServerTls | None = None
         #: where it listens, once started
         self.url = ""
+        #: the SHA-256 of its certificate, in hex; "" without TLS
+        self.pin = ""
 
     async def start(self) -> None:
-        """Listens. `StartupError` names an address that is taken."""
+        """Listens. `StartupError` names an address that is taken, `ConfigError` a certificate that is none."""
+        if self._http.cert_file is not None:
+            self._tls = ServerTls(self.files)
+            self.pin = fingerprint(self._http.cert_file)
         routes = [
             Route("/livez", self._livez),
             Route("/readyz", self._readyz),
@@ -54,12 +61,32 @@ class HttpServer:
         shared = self._ports["coordinator"]
         port = await self._listen(self._http.port, [*routes, *self._scraped(shared)])
         host = self._http.host
-        self.url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+        scheme = "https" if self._tls is not None else "http"
+        self.url = f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
         taken = {self._http.port}
         for component, wanted in self._ports.items():
             if wanted.enabled and wanted.port is not None and (wanted.port == 0 or wanted.port not in taken):
                 taken.add(wanted.port)
                 await self._listen(wanted.port, self._scraped(wanted), f"{component}.metrics.port")
+
+    @property
+    def files(self) -> Files:
+        """Its certificates."""
+        http = self._http
+        return Files(
+            section="http",
+            ca_cert=http.client_ca,
+            cert_file=http.cert_file,
+            key_file=http.key_file,
+            ca_key="client_ca",
+        )
+
+    async def reload(self) -> None:
+        """The certificates as they are now, for new connections. Raises `ConfigError`, and nothing has changed then."""
+        if self._tls is not None and self._http.cert_file is not None:
+            pin = fingerprint(self._http.cert_file)
+            self._tls.reload()
+            self.pin = pin
 
     def _scraped(self, wanted: MetricsPort) -> list[Route]:
         return [Route(path, self._scrape) for path in {"/metrics", wanted.path}] if wanted.enabled else []
@@ -77,8 +104,14 @@ class HttpServer:
             raise StartupError(
                 f"cannot listen on {host}:{port}: {error.strerror}. Set {key} (0: any free one) or stop who has it."
             ) from None
+        tls = self._tls
         config = uvicorn.Config(
-            Starlette(routes=routes), lifespan="off", log_config=None, access_log=False, timeout_graceful_shutdown=1
+            Starlette(routes=routes),
+            lifespan="off",
+            log_config=None,
+            access_log=False,
+            timeout_graceful_shutdown=1,
+            ssl_context_factory=None if tls is None else lambda *_: tls.context,
         )
         server = _Server(config)
         task = asyncio.create_task(server.serve([listener]), name="http")

@@ -58,9 +58,7 @@ class EtcdSettings:
     @property
     def files(self) -> Files:
         """The certificates, as the configuration calls them."""
-        return Files(
-            section="coordinator.etcd", ca_cert=self.ca_cert, cert_file=self.cert_file, key_file=self.key_file
-        )
+        return Files(section="coordinator.etcd", ca_cert=self.ca_cert, cert_file=self.cert_file, key_file=self.key_file)
 
 
 class Channel:
@@ -123,9 +121,7 @@ def open_line(endpoint: str, settings: EtcdSettings) -> grpc.aio.Channel:
     return grpc.aio.insecure_channel(target, options=OPTIONS)
 
 
-async def explain(
-    endpoint: str, settings: EtcdSettings, error: grpc.aio.AioRpcError, *, timeout_s: float
-) -> Trouble:
+async def explain(endpoint: str, settings: EtcdSettings, error: grpc.aio.AioRpcError, *, timeout_s: float) -> Trouble:
     """Why an endpoint does not answer: what TLS has against it, or else what gRPC says."""
     secured = endpoint.startswith("https://")
     found = await diagnose(endpoint, settings.files, ETCD, tls=secured, timeout_s=timeout_s)
