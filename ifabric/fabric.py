@@ -7,7 +7,7 @@ import contextlib
 import gc
 import os
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -15,30 +15,28 @@ from typing import Any, Literal
 import msgspec
 
 from ifabric import __version__, endpoints, log, programs
-from ifabric.actor.base import Context, Parts, System
+from ifabric.actor.base import Context, Parts
 from ifabric.actor.pulse import Pulse
 from ifabric.actor.runner import Runner
-from ifabric.bus.nats import Nats, NatsSettings
+from ifabric.bus.nats import Nats
 from ifabric.cancellation import cancel_and_wait
 from ifabric.clock import Clock, SystemClock
 from ifabric.config import Config
-from ifabric.config_base import MetricsPort
-from ifabric.credentials import read_seed
 from ifabric.embedded import Server, StateLock, embedded_etcd, embedded_nats, writing
-from ifabric.errors import ConfigError, FabricError, Unreachable
+from ifabric.errors import FabricError, Unreachable
 from ifabric.http.health import Snapshot
 from ifabric.http.server import HttpServer
 from ifabric.loader import load
 from ifabric.metrics import Metrics
 from ifabric.notify import Notifier
+from ifabric.settings import etcd_settings, metrics_ports, nats_settings, system_of
 from ifabric.store.commit import Committer
-from ifabric.store.etcd import Etcd, EtcdSettings
+from ifabric.store.etcd import Etcd
 from ifabric.store.vitals import Vitals
 from ifabric.supervision.spec import Branch, Budget, Child, Part, Strategy
 from ifabric.supervision.supervisor import Supervisor
 from ifabric.tls import Files
 from ifabric.tls.reload import Refresh, Reloader, Used
-from ifabric.wire.subjects import DAEMON_INBOX
 
 DONE, FAILED, UNREACHABLE = 0, 1, 3
 
@@ -57,15 +55,15 @@ class Fabric:
         self._announced = self._draining = False
         self.warnings: list[str] = []
         self._servers, etcd_urls, nats_urls = self._embedded()
-        self._etcd = Etcd(_etcd_settings(config, etcd_urls), clock)
-        self._nats = Nats(_nats_settings(config, nats_urls), clock, self._on_bus_error)
-        self._system = _system(config, nats_urls, clock, self._on_bus_error)
+        self._etcd = Etcd(etcd_settings(config, etcd_urls), clock)
+        self._nats = Nats(nats_settings(config, nats_urls), clock, self._on_bus_error)
+        self._system = system_of(config, nats_urls, clock, self._on_bus_error)
         self._committer = Committer(self._etcd, clock, self._metrics, timeout_s=config.coordinator.etcd.timeout_seconds)
         self._parts = Parts()
         self._pulse = Pulse(clock)
         self._vitals = Vitals(self._etcd, clock)
-        self._http = HttpServer(config.http, _metrics_ports(config), self, self._metrics)
-        etcd, of_nats = _etcd_settings(config, etcd_urls), _nats_settings(config, nats_urls).files
+        self._http = HttpServer(config.http, metrics_ports(config), self, self._metrics)
+        etcd, of_nats = etcd_settings(config, etcd_urls), nats_settings(config, nats_urls).files
         uses = (
             Used("etcd", etcd.files if etcd.secured else Files(), self._etcd.reload),
             Used("nats", replace(of_nats, section="nats"), self._reload_nats),
@@ -332,52 +330,3 @@ def _leaves(tree: dict[str, Any]) -> list[dict[str, Any]]:
     for child in tree["children"]:
         found += _leaves(child) if "children" in child else [child]
     return found
-
-
-def _metrics_ports(config: Config) -> dict[str, MetricsPort]:
-    """Where each component that runs here is scraped, all with the same metrics."""
-    further: dict[str, MetricsPort] = {
-        name: config.section(name).metrics for name in ("governor", "chassis") if name in config.actors
-    }
-    return {"coordinator": config.coordinator.metrics, **further}
-
-
-def _etcd_settings(config: Config, urls: tuple[str, ...]) -> EtcdSettings:
-    etcd = config.coordinator.etcd
-    return EtcdSettings(
-        endpoints=urls,
-        timeout_s=etcd.timeout_seconds,
-        attempt_timeout_s=etcd.attempt_timeout_seconds,
-        ca_cert=etcd.ca_cert,
-        cert_file=etcd.cert_file,
-        key_file=etcd.key_file,
-    )
-
-
-def _system(
-    config: Config, urls: tuple[str, ...], clock: Clock, on_error: Callable[[str, Exception], None]
-) -> System | None:
-    """The second connection, where NATS's auth callout is answered here. `ConfigError` names a seed that is none."""
-    identity = config.identity
-    if not identity.enabled or not identity.issuer_seed_file:
-        return None
-    if not identity.system_seed_file:
-        raise ConfigError("identity.issuer_seed_file without identity.system_seed_file: nobody would be asked")
-    settings = replace(_nats_settings(config, urls), name="ifabric system", nkey_seed_file=identity.system_seed_file)
-    return System(Nats(settings, clock, on_error), read_seed(identity.issuer_seed_file))
-
-
-def _nats_settings(config: Config, urls: tuple[str, ...]) -> NatsSettings:
-    nats = config.nats
-    return NatsSettings(
-        servers=urls,
-        name="ifabric daemon",
-        inbox_prefix=DAEMON_INBOX,
-        private_inboxes=config.identity.enabled,
-        connect_timeout_s=nats.connect_timeout_seconds,
-        nkey_seed_file=nats.nkey_seed_file,
-        credentials_file=nats.credentials_file,
-        ca_cert=nats.ca_cert,
-        cert_file=nats.cert_file,
-        key_file=nats.key_file,
-    )

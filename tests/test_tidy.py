@@ -60,6 +60,7 @@ RANKS: tuple[tuple[str, int], ...] = (
     ("ifabric.http", 5),
     ("ifabric.scratch", 5),
     ("ifabric.drill", 6),
+    ("ifabric.settings", 6),
     ("ifabric.fabric", 6),
     ("ifabric.testing", 9),
     ("ifabric.cli", 7),
@@ -80,7 +81,15 @@ FOR_RESIDENTS = (
     "ifabric.metrics",
 )
 #: who may name a concrete backend
-COMPOSERS = ("ifabric.fabric", "ifabric.embedded", "ifabric.client", "ifabric.connecting", "ifabric.cli", "ifabric.testing")
+COMPOSERS = (
+    "ifabric.fabric",
+    "ifabric.settings",
+    "ifabric.embedded",
+    "ifabric.client",
+    "ifabric.connecting",
+    "ifabric.cli",
+    "ifabric.testing",
+)
 CONCRETE = ("ifabric.bus.nats", "ifabric.store.etcd")
 #: modules that decide and never wait
 PURE = (
