@@ -107,7 +107,7 @@ class Publisher:
         self._overflowed = False
         self._feed.tap, self._feed.on_resync = self._take, self._take_resync
         joined = self._feed.newest[self._source.prefix]  # from here on the tap has everything
-        newest = max(0, await self._newest(journal) - 1)
+        newest = max(0, await newest_told(journal, self._source) - 1)
         publishing = asyncio.create_task(self._publish(journal, newest, joined), name="publish events")
         try:
             either: list[asyncio.Future[Any]] = [publishing, session.lost]
@@ -174,18 +174,19 @@ class Publisher:
             self._log.warning("a change is not told", why=damage.message, revision=event.kv.mod_revision)
             return []
 
-    async def _newest(self, journal: Journal) -> int:
-        """The newest revision that has an event in the journal; 0 when it is empty."""
-        newest = 0
-        for subject in self._source.subjects:
-            last = await journal.last(subject)
-            if last is not None:
-                newest = max(newest, _revision(last.data))
-        return newest
-
     def _resync(self, revision: int) -> Entry:
         body = {"event": "resync", "at": rfc3339(self._clock.wall_ms()), "revision": revision}
         return self._source.resync_subject, encode(body), f"resync@{revision}"
+
+
+async def newest_told(journal: Journal, source: Source) -> int:
+    """The newest revision that has an event in the journal; 0 when it is empty."""
+    newest = 0
+    for subject in source.subjects:
+        last = await journal.last(subject)
+        if last is not None:
+            newest = max(newest, _revision(last.data))
+    return newest
 
 
 def _revision(data: bytes) -> int:

@@ -99,8 +99,8 @@ def setting(
 
 
 def _nats_settings(loaded: Any, urls: tuple[str, ...], credentials: Path | None) -> Any:
-    from ifabric.bus.nats import NatsSettings
     from ifabric.connecting import credential_of, settings_for
+    from ifabric.settings import nats_settings
 
     nats = loaded.nats
     if not urls:
@@ -109,16 +109,7 @@ def _nats_settings(loaded: Any, urls: tuple[str, ...], credentials: Path | None)
     if credential is not None:
         made = settings_for(",".join(urls), credential.session, credential, nats.ca_cert, nats.connect_timeout_seconds)
         return replace(made, cert_file=nats.cert_file, key_file=nats.key_file)
-    return NatsSettings(
-        servers=urls,
-        name="ifabric backup",
-        connect_timeout_s=nats.connect_timeout_seconds,
-        nkey_seed_file=nats.nkey_seed_file,
-        credentials_file=nats.credentials_file,
-        ca_cert=nats.ca_cert,
-        cert_file=nats.cert_file,
-        key_file=nats.key_file,
-    )
+    return replace(nats_settings(loaded, urls), name="ifabric backup")
 
 
 @contextlib.contextmanager

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -57,18 +57,6 @@ def nats_settings(places: Places) -> NatsSettings:
     """As the daemon connects, with its credential."""
     # nats-py turns a plain stream to TLS, and the loop says at its end that this is unusual: not what an operator asked for
     logging.getLogger("asyncio").setLevel(logging.ERROR)
-    from ifabric.bus.nats import NatsSettings
-    from ifabric.wire.permissions import DAEMON_INBOX
+    from ifabric import settings
 
-    nats = places.config.nats
-    return NatsSettings(
-        servers=places.nats,
-        name="ifabric operator",
-        connect_timeout_s=nats.connect_timeout_seconds,
-        inbox_prefix=DAEMON_INBOX,
-        nkey_seed_file=nats.nkey_seed_file,
-        credentials_file=nats.credentials_file,
-        ca_cert=nats.ca_cert,
-        cert_file=nats.cert_file,
-        key_file=nats.key_file,
-    )
+    return replace(settings.nats_settings(places.config, places.nats), name="ifabric operator")

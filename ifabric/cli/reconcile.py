@@ -7,9 +7,10 @@ once, however often this is run, and whatever the limits say: what is over is ov
 
 **What is lost for good.** An event is appended a moment after its commit is acknowledged: the publisher gathers for 5 ms
 and then waits for JetStream. While etcd's data lives that is nothing, for the publisher goes on where the journal ends.
-But when etcd loses its data *and* every daemon dies at the same instant, what was committed in that last moment is in
-neither the backup nor the journal, though an agent may have been told that it was charged; and as much more as
-JetStream was behind or away for just then (`if_governor_event_lag_seconds`). A JetStream whose machine loses power loses
+When etcd loses its data, the watch ends before its last commits; but a daemon that lives on, if only to be stopped, tells
+the journal what it had acknowledged. So what is lost is what a daemon acknowledged in the last moment before etcd and
+that daemon died at the same instant: it is in neither the backup nor the journal, though an agent may have been told that
+it was charged; and as much more as JetStream was behind or away for just then (`if_governor_event_lag_seconds`). A JetStream whose machine loses power loses
 besides what it had not synced (`sync_interval`, two minutes unless it is set), unless replicas elsewhere have it.
 What the journal says of itself is believed: a stream that begins after the backup, or has a
 `resync` in it, has gaps, and then this says so and exits with 1.
@@ -18,7 +19,7 @@ What the journal says of itself is believed: a stream that begins after the back
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import msgspec
@@ -143,17 +144,25 @@ async def read(journal: Journal, span: Span, progress: Progress) -> Found:
     last = max([entry.seq for name in names if (entry := await journal.last(name)) is not None], default=0)
     if last:
         bar = progress.add_task("reading the journal", total=last)
-        async with _closing(journal.read(after_seq=0, subject=subjects.event("budget", ">"))) as entries:
-            async for entry in entries:
-                try:
-                    lost.add(_events.decode(entry.data))
-                except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-                    lost.unreadable += 1
-                progress.update(bar, completed=entry.seq)
-                if entry.seq >= last:
-                    break
+        await _add(lost, journal, subjects.event("budget", ">"), last, lambda seq: progress.update(bar, completed=seq))
+    words = await journal.last(subjects.event(*wire.ACKNOWLEDGED))
+    if words is not None:  # what daemons had acknowledged when etcd was gone: mostly told already, and then no more
+        await _add(lost, journal, words.subject, words.seq, lambda _: None)
     told = lost.told()
     return Found(told, tuple(_gaps(await _first(journal), span, told)))
+
+
+async def _add(lost: Lost, journal: Journal, subject: str, until_seq: int, reached: Callable[[int], None]) -> None:
+    """All on a subject, up to a message that is there."""
+    async with _closing(journal.read(after_seq=0, subject=subject)) as entries:
+        async for entry in entries:
+            try:
+                lost.add(_events.decode(entry.data))
+            except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+                lost.unreadable += 1
+            reached(entry.seq)
+            if entry.seq >= until_seq:
+                break
 
 
 def _gaps(first: Mark | None, span: Span, told: Told) -> list[str]:

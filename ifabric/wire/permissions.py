@@ -6,6 +6,11 @@ component, since `if.v1.*.*.<name>` would also match `if.v1.event.task.claimed` 
 
 Answers go to `_INBOX.<session>.>`, which only that session may subscribe to. The daemon may publish there and to events,
 and the few commands that a chassis gives the governor for a session: no reply subject can make it say another one.
+
+**A right to ask JetStream is a right to publish.** The server lets JetStream answer to any reply subject and deliver to
+any subject, whoever asked: among the events, for instance. (Commands are safe from it: `ifabric.bus.nats`.) So an
+observer has none, and the two roles that do are trusted not to forge events: an operator reads the stream, and a backup
+puts any content in the place of a stream that is not there.
 """
 
 from __future__ import annotations

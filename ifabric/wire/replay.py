@@ -16,6 +16,8 @@ from ifabric.wire.governor import DEPTH_MAX, Account, HoldId, Window
 
 #: entries of a request, and limits
 ENTRIES_MAX = 100
+#: told by a daemon of what it had acknowledged, when etcd was gone: a `BudgetEvent` for `ifabric reconcile` alone
+ACKNOWLEDGED = ("ledger", "acknowledged")
 #: what a hold's record says that a replay has written
 REPLAYED = "replayed after a restore"
 

@@ -42,7 +42,7 @@ class Coordinator(Actor):
     def __init__(self, context: Context) -> None:
         super().__init__(context)
         config, metrics, clock, store = context.config, context.metrics, context.clock, context.store
-        governor = context.settings.governor
+        governor, identity = context.settings.governor, context.settings.identity
         self.board = Board(
             self._changed,
             self._gone,

@@ -25,6 +25,7 @@ from ifabric_actors.governor.breakers import Breakers
 from ifabric_actors.governor.budgets import Budgets
 from ifabric_actors.governor.events import source
 from ifabric_actors.governor.holds import Holds, Sweeper
+from ifabric_actors.governor.lastwords import LastWords
 from ifabric_actors.governor.matcher import Matcher
 from ifabric_actors.governor.money import Money
 from ifabric_actors.governor.office import Office
@@ -87,19 +88,22 @@ class Governor(Actor):
         self._overhead = Overhead()
         self.holds.on_ended = self._overhead.add
         events = context.settings.events
+        told = source(self.breakers.read, self.breakers.tell)
+        spec = JournalSpec(
+            subjects.EVENT_STREAM,
+            (subjects.EVENTS,),
+            max_age_s=events.max_age_seconds,
+            max_bytes=events.max_bytes,
+            replicas=events.replicas,
+        )
+        self._last_words = LastWords(context, told, self._feed, spec, self.teller.written)
         self._publisher = Publisher(
-            source(self.breakers.read, self.breakers.tell),
+            told,
             context.store,
             context.bus,
             context.clock,
             self._feed,
-            JournalSpec(
-                subjects.EVENT_STREAM,
-                (subjects.EVENTS,),
-                max_age_s=events.max_age_seconds,
-                max_bytes=events.max_bytes,
-                replicas=events.replicas,
-            ),
+            spec,
             published=context.metrics.counter("if_governor_events_published_total"),
             lag=context.metrics.gauge("if_governor_event_lag_seconds"),
         )
@@ -112,12 +116,14 @@ class Governor(Actor):
         self.spawn(self._sweeper.tick(), name="tick")
         self.spawn(self._sweeper.reconcile(), name="reconcile")
         self.spawn(self._publisher.run(self.context.log), name="publisher")
+        self.spawn(self._last_words.watch(), name="last words")
         self.spawn(self._track(), name="track costs")
         self.spawn(self._forget(), name="forget idle accounts")
         self.spawn(self._matcher.watch(), name="match")
         self.spawn(self._report(), name="report")
 
     async def stop(self) -> None:
+        await self._last_words.at_the_end()
         await super().stop()
         await self._receipts.stop()
         await self._kept_ended.stop()

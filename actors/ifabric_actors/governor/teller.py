@@ -31,7 +31,7 @@ from ifabric.actor.receipts import RECEIPTS
 from ifabric.clock import Clock
 from ifabric.errors import FabricError, Overloaded
 from ifabric.metrics import Metrics
-from ifabric.store.base import Compare, Get, Got, Put, fulfilled
+from ifabric.store.base import KV, Compare, Get, Got, Put, fulfilled
 from ifabric.store.commit import COMPARES_MAX, Committer, Outcome, Request
 from ifabric_actors.governor import records
 from ifabric_actors.governor.books import TASK, Books, Memory, Place
@@ -45,6 +45,8 @@ OWN_MAX = 4
 #: rounds that a posting may lose to other daemons before it is told that the fabric is overloaded
 ROUNDS_MAX = 64
 READ_AT_ONCE = 20
+#: records of holds that are remembered for `lastwords`: what one daemon writes in some seconds
+WRITTEN_MAX = 10_000
 
 
 class Draft(NamedTuple):
@@ -106,6 +108,8 @@ class Teller:
         self._name, self._attempts = clock.token(), itertools.count(1)
         self._slots: list[int] = []
         self._slots_made = 0
+        #: the records of holds that were written last
+        self.written: deque[KV] = deque(maxlen=WRITTEN_MAX)
         self._seconds = metrics.histogram("if_governor_posting_seconds")
         self._together = metrics.histogram("if_governor_posting_batch_size")
         self._races = metrics.counter("if_governor_posting_races_total")
@@ -291,6 +295,9 @@ class Teller:
 
     def _answer(self, attempt: _Attempt, outcome: Outcome, request: Request) -> None:
         now, at = self._clock.monotonic(), 0
+        for op in request.then:
+            if type(op) is Put and op.key.startswith(records.HOLDS):
+                self.written.append(KV(op.key, op.value, 0, outcome.revision, 0, op.lease))
         for waiting, draft in attempt.drafts:
             until = at + len(draft.request.then)
             answers = outcome.answers[at:until] if outcome.answers else ()

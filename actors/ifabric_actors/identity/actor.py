@@ -42,6 +42,7 @@ class Identity(Actor):
 
     async def stop(self) -> None:
         await super().stop()
+        await self._gate.close()
         await self._receipts.stop()
 
     # -- verbs -------------------------------------------------------------------------------------------------------

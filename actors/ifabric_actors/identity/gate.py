@@ -5,17 +5,23 @@ etcd, so a revocation holds from its commit on. **A connection that is there alr
 was let in just before the commit may reach its server just after the search for it. So the search is repeated a moment
 later, and every `sweep_seconds` all connections are held against the records: that also finds what was revoked while
 no daemon could reach NATS.
+
+**Whoever is not let in costs little.** Anybody who reaches a server's port makes it ask, with or without a key. Few
+questions are answered at once, so that a flood of them takes turns with the daemon's other work; one that has waited
+longer than the server does is thrown away; and the log tells of some refusals and counts the rest.
 """
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import msgspec
 
 from ifabric.actor.base import Context
-from ifabric.bus.base import Bus, Incoming
-from ifabric.errors import BadRequest, FabricError
+from ifabric.bus.base import Bus, Incoming, Subscription
+from ifabric.cancellation import cancel_and_wait
+from ifabric.errors import BadRequest, FabricError, Internal
 from ifabric.wire import callout
 from ifabric.wire.envelope import encode
 from ifabric.wire.permissions import permissions
@@ -29,7 +35,15 @@ GATHER_S = 0.3
 #: after a revocation it is looked again, so long after
 AGAIN_S = 1.0
 PAGE = 1024
+#: questions answered at once, and those that may wait for it
+AT_ONCE, WAITING_MAX = 8, 4096
+#: a server waits for no longer: it does not hear who it asks about, and takes three missed pings for a dead connection
+LATE_S = 3.0
+#: so many refusals in a row are logged, and after that one in so many seconds
+LOGGED, LOGGED_EVERY_S = 20, 1.0
 QUEUE = "identity"
+#: of what calls itself a key, for the log
+KEY_MAX = 60
 _CONNECTIONS = "$SYS.REQ.SERVER.PING.CONNZ"
 
 
@@ -62,6 +76,10 @@ class Gate:
     def __init__(self, context: Context, bus: Bus, register: Register, issuer: str) -> None:
         self._context, self._bus, self._register, self._issuer = context, bus, register, issuer
         self._config = context.config
+        self._subscription: Subscription | None = None
+        self._turns = asyncio.Semaphore(AT_ONCE)
+        self._answering: set[asyncio.Task[None]] = set()
+        self._to_log, self._logged_at, self._unlogged = float(LOGGED), context.clock.monotonic(), 0
         metrics = context.metrics
         self._let_in = metrics.counter("if_identity_admitted_total")
         self._ended = metrics.counter("if_identity_ended_total")
@@ -69,21 +87,47 @@ class Gate:
 
     async def open(self) -> None:
         """Answers from now on."""
-        await self._bus.subscribe(callout.SUBJECT, self._answer, queue=QUEUE)
+        self._subscription = await self._bus.subscribe(callout.SUBJECT, self._take, queue=QUEUE)
+
+    async def close(self) -> None:
+        """Answers no more. Twice is harmless."""
+        subscription, self._subscription = self._subscription, None
+        if subscription is not None:
+            await subscription.unsubscribe()
+        await cancel_and_wait(*self._answering)
+
+    def _take(self, incoming: Incoming) -> None:
+        if len(self._answering) >= WAITING_MAX:
+            self._refusals["overloaded"].inc()
+            incoming.drop()
+            return
+        task = asyncio.create_task(self._in_turn(incoming, self._context.clock.monotonic()), name="auth callout")
+        self._answering.add(task)
+        task.add_done_callback(self._answering.discard)
+
+    async def _in_turn(self, incoming: Incoming, arrived: float) -> None:
+        async with self._turns:
+            if self._context.clock.monotonic() - arrived > LATE_S:
+                self._refusals["overloaded"].inc()
+                incoming.drop()
+                return
+            await self._answer(incoming)
 
     async def _answer(self, incoming: Incoming) -> None:
         try:
             asked = callout.read(incoming.data)
         except BadRequest as error:
-            self._context.log.warning("an auth callout cannot be read", why=error.message)
+            self._tell("an auth callout cannot be read", why=error.message)
             incoming.drop()
             return
         now_ms = self._context.clock.wall_ms()
-        why = ""
         try:
             found = await self._badge(asked, now_ms)
-        except FabricError as error:
-            found, why = f"unavailable: {error.message}", "unavailable"
+        except FabricError as error:  # not now is no no: without an answer, whoever waits is told nothing, and comes again
+            self._refusals["unavailable"].inc()
+            self._tell("nobody can say who it is", why=error.message, key=asked.public_key[:KEY_MAX], host=asked.host)
+            incoming.drop()
+            return
         if isinstance(found, Badge):
             self._let_in.inc()
             self._context.log.debug("let in", agent=found.name, role=found.role, host=asked.host)
@@ -96,8 +140,8 @@ class Gate:
                 now_s=now_ms // 1000,
             )
         else:
-            self._refusals[why or found.partition(":")[0]].inc()
-            self._context.log.warning("not let in", why=found, key=asked.public_key, host=asked.host, name=asked.name)
+            self._refusals[found.partition(":")[0]].inc()
+            self._tell("not let in", why=found, key=asked.public_key[:KEY_MAX], host=asked.host, name=asked.name)
             body = callout.refused(asked, found, issuer=self._issuer, now_s=now_ms // 1000)
         try:
             await incoming.respond(body)
@@ -118,6 +162,18 @@ class Gate:
         found = None if name is None else rules.badge(name, agent, asked.public_key, now_ms)
         return found or "unknown: nobody has this key, or its owner was revoked"
 
+    def _tell(self, what: str, **about: str) -> None:
+        """Logs it, unless there was enough of that a moment ago."""
+        now = self._context.clock.monotonic()
+        self._to_log = min(LOGGED, self._to_log + (now - self._logged_at) / LOGGED_EVERY_S)
+        self._logged_at = now
+        if self._to_log < 1:
+            self._unlogged += 1
+            return
+        more, self._unlogged = ({"not_logged_before": self._unlogged} if self._unlogged else {}), 0
+        self._to_log -= 1
+        self._context.log.warning(what, **about, **more)
+
     # -- those that are there ----------------------------------------------------------------------------------------
 
     async def end(self, name: str, before: Agent) -> int:
@@ -136,15 +192,18 @@ class Gate:
     async def sweep(self) -> int:
         """Ends every connection that would not be let in as the same again; how many."""
         operators, now_ms = self._config.operators, self._context.clock.wall_ms()
-        ended = 0
+        there = [(server, one, rules.name_of(one.authorized_user)) for server, one in await self._connections()]
+        # without a name: a daemon, or a static user: the servers' own business
+        names = {name for _, _, name in there if name is not None}
         good: dict[str, frozenset[str]] = {}
-        for server, one in await self._connections():
-            name = rules.name_of(one.authorized_user)
-            if name is None:
-                continue  # a daemon, or a static user: the servers' own business
-            if name not in good:
-                good[name] = rules.users_of(name, await self._register.get(name), operators, now_ms)
-            if one.authorized_user not in good[name]:
+        for called, agent in {**dict.fromkeys(names), **await self._register.several(names)}.items():
+            if isinstance(agent, Internal):
+                self._context.log.error("who is connected cannot be checked", agent=called, why=agent.message)
+            else:
+                good[called] = rules.users_of(called, agent, operators, now_ms)
+        ended = 0
+        for server, one, name in there:
+            if name is not None and name in good and one.authorized_user not in good[name]:
                 ended += await self._end(server, one)
         return ended
 
@@ -181,4 +240,4 @@ class Gate:
 
 
 #: the first words of why somebody is not let in
-REFUSALS = ("no key", "not proven", "unknown", "unavailable")
+REFUSALS = ("no key", "not proven", "unknown", "unavailable", "overloaded")

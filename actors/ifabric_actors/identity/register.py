@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection, Iterable
 
 import msgspec
 
 from ifabric.actor.base import Caller, Context
 from ifabric.actor.receipts import Receipts, receipt_key, replayed
-from ifabric.errors import Conflict, Overloaded, UnknownAgent
-from ifabric.store.base import Compare, Delete, Get, Got, Put, Store, TxnRefused, absent, prefix_end, unchanged
+from ifabric.errors import Conflict, Internal, Overloaded, UnknownAgent
+from ifabric.store.base import Compare, Delete, Get, Got, Put, Store, Txn, TxnRefused, absent, prefix_end, unchanged
 from ifabric.store.commit import Request
 from ifabric.wire import identity as wire
 from ifabric_actors.identity import records
@@ -17,6 +17,8 @@ from ifabric_actors.identity.records import Agent
 
 #: decisions for one command before it is told that the fabric is overloaded
 TRIES_MAX = 16
+#: records read in one transaction
+READ_MAX = 100
 
 Message = wire.CreateAgent | wire.RotateAgent | wire.RevokeAgent
 
@@ -26,13 +28,28 @@ class Register:
 
     def __init__(self, context: Context, receipts: Receipts) -> None:
         self._store, self._committer, self._receipts = context.store, context.committer, receipts
+        self._operators: Collection[str] = context.settings.identity.operators
         #: the record of a name, now
-        self.get = agents_of(context.store)
+        self.get = agents_of(context.store, self._operators)
 
     async def owner_of(self, public_key: str) -> str | None:
         """The name that a key belongs to, or belonged to last."""
         kv = await self._store.get(records.owner_key(public_key))
-        return None if kv is None else kv.value.decode()
+        return None if kv is None else kv.value.decode(errors="replace")
+
+    async def several(self, names: Iterable[str]) -> dict[str, Agent | Internal | None]:
+        """As `get`, of many; a record that is damaged is its error, and keeps nobody from the others'."""
+        found: dict[str, Agent | Internal | None] = {}
+        asked = [name for name in names if name not in self._operators]
+        for at in range(0, len(asked), READ_MAX):
+            some = asked[at : at + READ_MAX]
+            outcome = await self._store.txn(Txn((), tuple(Get(records.agent_key(name)) for name in some)))
+            for name, got in zip(some, outcome.answers, strict=True):
+                try:
+                    found[name] = records.agent(got.kvs[0]) if isinstance(got, Got) and got.kvs else None
+                except Internal as error:
+                    found[name] = error
+        return found
 
     async def page(self, after: str, limit: int) -> list[tuple[str, Agent]]:
         """Up to `limit` agents whose names come after that one."""
@@ -58,7 +75,7 @@ class Register:
             after = decide(there)
             compares, writes, reads = [unchanged(key, 0 if kv is None else kv.mod_revision)], [], []
             if after != there:
-                await self._check_free(after.public_key, message.agent)
+                compares.append(await self._still_free(after.public_key, message.agent))
                 writes = [Put(key, records.encode(after)), *self._keys(message.agent, there, after)]
             reply = reply_of(after)
             if message.request_id is not None:
@@ -87,10 +104,15 @@ class Register:
             return []
         return None if outcome.succeeded else [got for got in outcome.answers if got is not None]
 
-    async def _check_free(self, public_key: str, name: str) -> None:
-        owner = await self.owner_of(public_key)
-        if owner not in (None, name):
+    async def _still_free(self, public_key: str, name: str) -> Compare:
+        """That nobody else has the key, and gets it until the commit. `Conflict` when somebody has."""
+        kv = await self._store.get(records.owner_key(public_key))
+        if kv is None:
+            return absent(records.owner_key(public_key))
+        owner = kv.value.decode(errors="replace")
+        if owner != name:
             raise Conflict(f"this key is {owner}'s; nothing was changed. Make a new one.", agent=owner)
+        return unchanged(kv.key, kv.mod_revision)
 
     @staticmethod
     def _keys(name: str, there: Agent | None, after: Agent) -> list[Put | Delete]:
@@ -101,11 +123,11 @@ class Register:
         return puts + [Delete(records.owner_key(key)) for key in sorted(before - good)]
 
 
-def agents_of(store: Store) -> Callable[[str], Awaitable[Agent | None]]:
-    """Looks agents up."""
+def agents_of(store: Store, operators: Collection[str]) -> Callable[[str], Awaitable[Agent | None]]:
+    """Looks agents up. An operator of the configuration has no record, whatever there was before it named him."""
 
     async def get(name: str) -> Agent | None:
-        kv = await store.get(records.agent_key(name))
+        kv = None if name in operators else await store.get(records.agent_key(name))
         return None if kv is None else records.agent(kv)
 
     return get
