@@ -142,7 +142,7 @@ class Nats:
         except TimeoutError:
             last = self._client.last_error
             await self._abandon()
-            why = await self._explained() or last
+            why = await self._explained() or str(last or "") or _waiting(settings)
             raise Unreachable(f"no NATS answers at {where}" + (f": {why}" if why else "")) from None
         except Unreachable:
             await self._abandon()
@@ -344,6 +344,11 @@ class Nats:
 
     async def objects(self, spec: ObjectSpec | str) -> Objects:
         return await open_objects(self._client, spec)
+
+
+def _waiting(settings: NatsSettings) -> str:
+    """What it may be when a server takes the connection and then says nothing."""
+    return "it does not say who we are: is a daemon there that answers its auth callout?" if settings.has_key else ""
 
 
 def _mapping(headers: Mapping[str, str] | None) -> dict[str, str] | None:

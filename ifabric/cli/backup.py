@@ -223,7 +223,7 @@ def _row(facts: Sidecar) -> dict[str, Any]:
 def _show(rows: list[dict[str, Any]]) -> None:
     now = datetime.now(UTC)
     print_table(
-        ("backup", "age", "size", "incarnation", "streams", "where", "state"),
+        ("BACKUP", "AGE", "SIZE", "INCARNATION", "STREAMS", "WHERE", "STATE"),
         (
             (
                 row["backup"],

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -55,8 +54,6 @@ class Servers:
 
 def nats_settings(places: Places) -> NatsSettings:
     """As the daemon connects, with its credential."""
-    # nats-py turns a plain stream to TLS, and the loop says at its end that this is unusual: not what an operator asked for
-    logging.getLogger("asyncio").setLevel(logging.ERROR)
     from ifabric import settings
 
     return replace(settings.nats_settings(places.config, places.nats), name="ifabric operator")

@@ -6,15 +6,16 @@ import hashlib
 import http.client
 import ssl
 from dataclasses import dataclass
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 from urllib.parse import urlsplit
 
 from cyclopts import Parameter
 
 from ifabric.endpoints import Endpoints
 from ifabric.errors import Unreachable
-from ifabric.tls import Files, client_context
-from ifabric.tls.diagnosis import HTTP, examine
+
+if TYPE_CHECKING:
+    from ifabric.tls import Files
 
 BODY_MAX_BYTES = 8 * 1024 * 1024
 
@@ -39,6 +40,8 @@ class HttpTls:
     @property
     def files(self) -> Files:
         """The same, as TLS takes them."""
+        from ifabric.tls import Files
+
         return Files(ca_cert=self.http_ca, cert_file=self.http_cert, key_file=self.http_key, ca_key="--http-ca")
 
 
@@ -53,6 +56,8 @@ def ask(found: Endpoints, path: str, timeout_s: float, tls: HttpTls | None = Non
         answer = connection.getresponse()
         body = answer.read(BODY_MAX_BYTES)
     except (OSError, http.client.HTTPException) as error:
+        from ifabric.tls.diagnosis import HTTP, examine
+
         tls_is_on, verify = found.http.startswith("https://"), files.ca_cert is not None
         trouble = examine(found.http, files, HTTP, tls=tls_is_on, verify=verify, timeout_s=timeout_s)
         why = trouble.sentence if trouble is not None else error
@@ -69,6 +74,8 @@ def _connection(
 ) -> http.client.HTTPConnection:
     if not found.http.startswith("https://"):
         return http.client.HTTPConnection(host, port, timeout=timeout_s)
+    from ifabric.tls import client_context
+
     context = client_context(files)
     if files.ca_cert is not None:
         return http.client.HTTPSConnection(host, port, timeout=timeout_s, context=context)

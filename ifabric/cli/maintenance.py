@@ -263,7 +263,7 @@ def _show_plan(etcd: Etcd, turns: list[Member], *, json: bool) -> None:
         print_json({"order": [one.called for one in turns], "refused": reason})
         return
     rows = [(one.called, size(one.size_bytes), size(one.size_bytes - one.used_bytes), one.error or "") for one in turns]
-    print_table(("member, in this order", "file", "free within", ""), rows)
+    print_table(("MEMBER, IN THIS ORDER", "FILE", "FREE WITHIN", ""), rows)
     if reason:
         out.print(f"[yellow]![/] it would be refused: {plain(reason)}")
     err.print("nothing was done; --yes does it")

@@ -44,7 +44,7 @@ def list_(where: Servers | None = None, *, json: Json = False) -> int:
     else:
         leader = etcd.leader
         print_table(
-            ("id", "name", "client URL", "version", "role", "file", "health"),
+            ("ID", "NAME", "CLIENT URL", "VERSION", "ROLE", "FILE", "HEALTH"),
             (
                 (
                     f"{member.id:x}" if member.id else "-",

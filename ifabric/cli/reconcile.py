@@ -10,10 +10,10 @@ and then waits for JetStream. While etcd's data lives that is nothing, for the p
 When etcd loses its data, the watch ends before its last commits; but a daemon that lives on, if only to be stopped, tells
 the journal what it had acknowledged. So what is lost is what a daemon acknowledged in the last moment before etcd and
 that daemon died at the same instant: it is in neither the backup nor the journal, though an agent may have been told that
-it was charged; and as much more as JetStream was behind or away for just then (`if_governor_event_lag_seconds`). A JetStream whose machine loses power loses
-besides what it had not synced (`sync_interval`, two minutes unless it is set), unless replicas elsewhere have it.
-What the journal says of itself is believed: a stream that begins after the backup, or has a
-`resync` in it, has gaps, and then this says so and exits with 1.
+it was charged; and as much more as JetStream was behind or away for just then (`if_governor_event_lag_seconds`). A
+JetStream whose machine loses power loses besides what it had not synced (`sync_interval`, two minutes unless it is set),
+unless replicas elsewhere have it. What the journal says of itself is believed: a stream that begins after the backup, or
+has a `resync` in it, has gaps, and then this says so and exits with 1.
 """
 
 from __future__ import annotations

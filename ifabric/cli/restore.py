@@ -288,7 +288,7 @@ def _table(report: Report) -> None:
         put = became.get(stream.name)
         now = "" if put is None else ": ".join(part for part in (put.outcome, put.why) if part)
         rows.append((f"stream {stream.name}", f"{stream.messages} messages", now))
-    print_table(("", "in the backup", "restored"), rows)
+    print_table(("", "IN THE BACKUP", "RESTORED"), rows)
 
 
 def _lost(report: Report, asked: Asked) -> list[str]:

@@ -14,6 +14,7 @@ from ifabric.cli.connect import client
 from ifabric.cli.options import Json, Where
 from ifabric.cli.output import check, plain, print_json
 from ifabric.clock import SystemClock, monotonic
+from ifabric.connecting import credential_of, session_of
 from ifabric.errors import FabricError, Unreachable
 from ifabric.wire import coordinator as wire
 
@@ -38,8 +39,9 @@ def smoke(*, json: Json = False, where: Where | None = None) -> int:
     """Run three tests against the daemon: a claim is granted; its event arrives; 100
     claims have a p95 below 10 ms.
 
-    It makes tasks of its own, which no other agent can take, and deletes them.
-    Exit 1 if a test fails.
+    It makes tasks of its own, which no other agent can take, and deletes them,
+    which takes an operator's credential where there are identities. Exit 1 if a
+    test fails.
 
     For example:
 
@@ -63,7 +65,8 @@ async def _all(where: Where | None) -> list[Result]:
         made.extend(names)
         await c.submit([wire.TaskSpec(id=name, title="smoke test", needs=(mark,)) for name in names])
 
-    async with client(where, mark, ttl_s=30, capabilities=(mark,)) as connected:
+    session = session_of(None, credential_of((where or Where()).credentials)) or mark
+    async with client(where, session, ttl_s=30, capabilities=(mark,)) as connected:
         try:
             await submit(connected, [f"{mark}-claim"])  # nobody there: this says so
             return [
