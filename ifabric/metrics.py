@@ -147,7 +147,7 @@ METRICS: tuple[Metric, ...] = (
     Metric("if_bus_connected", "gauge", "1 while connected to NATS, else 0."),
     Metric("if_bus_reconnects_total", "counter", "Times that the connection to NATS came back."),
     Metric("if_bus_slow_consumers_total", "counter", "Messages that a full subscription dropped."),
-    Metric("if_bus_spoofed_replies_total", "counter", "Requests dropped because their reply subject is not an inbox."),
+    Metric("if_bus_spoofed_replies_total", "counter", "Requests dropped because their reply subject is not an inbox of theirs."),
     Metric("if_certificate_expiry_timestamp_seconds", "gauge",
            "When a certificate in use expires, since the epoch: of each connection, and of its authority (_ca).", ("part",)),
     Metric("if_certificate_reloads_total", "counter", "Times that certificates were read again, by what became of it.",

@@ -55,8 +55,12 @@ class PermissionsViolation(nats.errors.Error):  # type: ignore[misc]
 
 
 class _Line(TcpTransport):  # type: ignore[misc]
-    """nats-py's transport. After a TLS handshake that failed, it waits for ever for a connection to close that nobody
-    tells about it any more, and whoever connects or reconnects waits with it.
+    """nats-py's transport, with two things of its TLS put right.
+
+    After a handshake that failed, it waits for ever for a connection to close that nobody tells about it any more, and
+    whoever connects or reconnects waits with it. And the loop, when it turns a plain connection to TLS, does not
+    introduce the stream to it: the stream takes itself for a plain one, holds no sender back, and is warned about
+    whenever the server hangs up.
     """
 
     def __bool__(self) -> bool:
@@ -66,6 +70,12 @@ class _Line(TcpTransport):  # type: ignore[misc]
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(CLOSE_S):
                 await super().wait_closed()
+
+    async def connect_tls(self, *args: Any, **options: Any) -> None:
+        await super().connect_tls(*args, **options)
+        transport = self._io_writer.transport
+        if (stream := transport.get_protocol()) is not None:  # else the server has hung up already
+            stream.connection_made(transport)
 
 
 class HardenedClient(Client):  # type: ignore[misc]
@@ -105,8 +115,9 @@ class HardenedClient(Client):  # type: ignore[misc]
         transport.readline = beyond_pings
         try:
             await super()._process_connect_init()
-        except nats.errors.Error as error:
-            if AUTHORIZATION_VIOLATION in str(error).lower():
+        except BaseException as error:
+            transport.close()  # nats-py forgets it, and opens the next
+            if isinstance(error, nats.errors.Error) and AUTHORIZATION_VIOLATION in str(error).lower():
                 raise nats.errors.AuthorizationError from None
             raise
         finally:

@@ -14,7 +14,7 @@ from ifabric.errors import StartupError
 from ifabric.programs import Program, find_etcd, find_nats_server, is_sound, judge_etcd, parse_version
 
 SOUND = ["3.5.30", "3.5.31", "3.6.11", "3.6.12", "3.7.0", "4.0.0"]
-OLD = ["3.5.1", "3.5.2", "3.5.29", "3.4.40", "3.6.0", "3.6.10", "2.3.8", "nonsense", ""]
+OLD = ["3.5.1", "3.5.2", "3.5.29", "3.4.40", "3.6.0", "3.6.10", "2.3.8", "nonsense"]
 
 Make = Callable[..., Path]
 
@@ -70,6 +70,13 @@ def test_an_old_etcd_that_was_configured_is_refused_unless_allowed(version: str)
     warning = judge_etcd(version, embedded=False, allow_old=True)
     assert warning is not None
     assert "as coordinator.etcd.allow_old_etcd says" in warning
+
+
+@pytest.mark.parametrize(("embedded", "allow_old"), [(True, False), (False, False), (False, True)])
+def test_an_etcd_that_does_not_tell_its_version_is_a_warning(*, embedded: bool, allow_old: bool) -> None:
+    warning = judge_etcd("", embedded=embedded, allow_old=allow_old)
+    assert warning is not None
+    assert "see to it yourself that it is 3.5.30 or newer" in warning
 
 
 @pytest.mark.parametrize(

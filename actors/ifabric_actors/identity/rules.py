@@ -121,7 +121,7 @@ def revoked(message: wire.RevokeAgent, there: Agent, by: str, now_ms: int) -> Ag
 
 
 def account_for(session: str, asked: str | None, agent: Agent | None) -> str | None:
-    """The account that a session's money comes from: its agent's own, or one below that which is no session's own (`@`).
+    """The account that a session's money comes from: its agent's own, or one below that.
 
     `Forbidden` when it names another. An operator may name any.
     """
@@ -129,7 +129,7 @@ def account_for(session: str, asked: str | None, agent: Agent | None) -> str | N
         return asked
     if asked is None or asked == agent.account:
         return agent.account
-    if agent.account is not None and asked.startswith(f"{agent.account}/") and "/@" not in asked[len(agent.account) :]:
+    if agent.account is not None and asked.startswith(f"{agent.account}/"):
         return asked
     own = f"spends from {agent.account}" if agent.account else "has no account"
     raise Forbidden(
