@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ifabric import credentials as files
-from ifabric.bus.nats import NatsSettings
 from ifabric.credentials import Credential
 from ifabric.errors import ConfigError
 from ifabric.wire.permissions import inbox_prefix
+
+if TYPE_CHECKING:
+    from ifabric.bus.nats import NatsSettings
 
 
 def credential_of(given: str | Path | None) -> Credential | None:
@@ -35,6 +38,8 @@ def settings_for(
     urls: str, session: str, credential: Credential | None, ca: str | Path | None, timeout_s: float
 ) -> NatsSettings:
     """How that session connects. Its answers come to an inbox of its own, which is all that its permissions allow."""
+    from ifabric.bus.nats import NatsSettings  # noqa: PLC0415  slow to load, and few verbs get here
+
     trusted = ca or os.environ.get("IFABRIC_CA")
     return NatsSettings(
         servers=tuple(urls.split(",")),

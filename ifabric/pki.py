@@ -57,7 +57,9 @@ class Authority:
     def create(cls, name: str = "InfraFabric example CA", *, days: int = AUTHORITY_DAYS) -> Self:
         """A new one, with a key of its own."""
         key = ec.generate_private_key(ec.SECP256R1())
-        builder = _begun(_subject(name), _subject(name), key.public_key(), _now() - SKEW, days)
+        begins = _now() - SKEW
+        ends = begins + dt.timedelta(days=days)
+        builder = _begun(_subject(name), _subject(name), key.public_key(), begins, ends)
         builder = builder.add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
         builder = builder.add_extension(_usage(authority=True), critical=True)
         builder = builder.add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
@@ -86,15 +88,18 @@ class Authority:
         *,
         days: int = LEAF_DAYS,
         not_before: dt.datetime | None = None,
+        not_after: dt.datetime | None = None,
         server: bool = False,
         client: bool = False,
     ) -> Pair:
         """A certificate with the common name `name` for `hosts` (DNS names and IP addresses).
 
-        With neither `server` nor `client` it is for both.
+        With neither `server` nor `client` it is for both. It is good for `days`, or until `not_after`.
         """
+        begins = not_before or _now() - SKEW
+        ends = not_after or begins + dt.timedelta(days=days)
         key = ec.generate_private_key(ec.SECP256R1())
-        builder = _begun(_subject(name), self._certificate.subject, key.public_key(), not_before or _now() - SKEW, days)
+        builder = _begun(_subject(name), self._certificate.subject, key.public_key(), begins, ends)
         uses = [
             *([ExtendedKeyUsageOID.SERVER_AUTH] if server or not client else []),
             *([ExtendedKeyUsageOID.CLIENT_AUTH] if client or not server else []),
@@ -153,7 +158,11 @@ def _common_name(name: x509.Name) -> str:
 
 
 def _begun(
-    subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePublicKey, not_before: dt.datetime, days: int
+    subject: x509.Name,
+    issuer: x509.Name,
+    key: ec.EllipticCurvePublicKey,
+    not_before: dt.datetime,
+    not_after: dt.datetime,
 ) -> x509.CertificateBuilder:
     return (
         x509.CertificateBuilder()
@@ -162,7 +171,7 @@ def _begun(
         .public_key(key)
         .serial_number(x509.random_serial_number())
         .not_valid_before(not_before)
-        .not_valid_after(not_before + dt.timedelta(days=days))
+        .not_valid_after(not_after)
     )
 
 

@@ -217,10 +217,14 @@ class Etcd:
         return self._channels[self._at]
 
     def rotate(self, failed: Channel) -> None:
-        """Moves on to the next endpoint, unless somebody has done so since."""
+        """Moves on to the next endpoint, unless somebody has done so since: a channel of before tells nothing about the one
+        in use, and one that was exchanged ends when it retires.
+        """
         self.attempts_failed += 1
+        if not self._channels or self._channels[self._at] is not failed:
+            return
         self._answered = False
-        if self._channels and self._channels[self._at] is failed and len(self._channels) > 1:
+        if len(self._channels) > 1:
             self._at = (self._at + 1) % len(self._channels)
             self.rotations += 1
 

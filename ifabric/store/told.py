@@ -8,13 +8,14 @@ proposal. An etcd that serves HTTP elsewhere (`--listen-client-http-urls`) tells
 from __future__ import annotations
 
 import asyncio
-import ssl
 from typing import Any
 from urllib.parse import urlsplit
 
 import msgspec
 
+from ifabric.errors import ConfigError
 from ifabric.store.channel import EtcdSettings
+from ifabric.tls import client_context
 
 ANSWER_MAX_BYTES = 64 * 1024
 
@@ -34,22 +35,16 @@ async def _told(endpoint: str, path: str, settings: EtcdSettings) -> dict[str, A
     """The JSON that a GET brings; empty when there is none in time."""
     url = urlsplit(endpoint)
     try:
+        # made anew each time: certificates are replaced while a daemon runs
+        tls = client_context(settings.files) if url.scheme == "https" else None
         async with asyncio.timeout(settings.timeout_s):
-            reader, writer = await asyncio.open_connection(url.hostname, url.port, ssl=_tls(settings))
+            reader, writer = await asyncio.open_connection(url.hostname, url.port, ssl=tls)
             try:
                 writer.write(f"GET {path} HTTP/1.0\r\nHost: {url.netloc}\r\n\r\n".encode())
                 _, _, body = (await reader.read(ANSWER_MAX_BYTES)).partition(b"\r\n\r\n")
             finally:
                 writer.close()
         found = msgspec.json.decode(body)
-    except (OSError, ValueError, TimeoutError, msgspec.DecodeError):
+    except (ConfigError, OSError, ValueError, TimeoutError, msgspec.DecodeError):
         return {}
     return found if isinstance(found, dict) else {}
-
-
-def _tls(settings: EtcdSettings) -> ssl.SSLContext:
-    """Made anew each time: certificates are replaced while a daemon runs."""
-    context = ssl.create_default_context(cafile=settings.ca_cert)
-    if settings.cert_file is not None:
-        context.load_cert_chain(settings.cert_file, settings.key_file)
-    return context

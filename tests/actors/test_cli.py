@@ -134,11 +134,13 @@ def tasks(cli: Cli, request: pytest.FixtureRequest) -> Callable[..., list[str]]:
 # -- what needs no daemon --------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("words", [["--version"], ["--help"], ["task", "--help"], ["task", "claim", "--help"]])
+@pytest.mark.parametrize(
+    "words", [["--version"], ["--help"], ["task", "--help"], ["task", "claim", "--help"], ["status", "--help"]]
+)
 def test_asking_what_there_is_imports_nothing_heavy(words: list[str]) -> None:
     script = (
         f"import sys\nfrom ifabric.cli import main\nassert main({words!r}) == 0\n"
-        "print(sorted({'nats', 'grpc', 'aetcd', 'uvloop', 'markdown_it', 'yaml', 'starlette'} & set(sys.modules)))"
+        "print(sorted({'nats', 'grpc', 'aetcd', 'uvloop', 'markdown_it', 'yaml', 'starlette', 'cryptography'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=CLEAN, check=True)
     assert done.stdout.splitlines()[-1] == "[]"
