@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from ifabric.bus.base import Journal
+from ifabric.bus.base import Entry, Journal
 from ifabric.cli.lost import Span
 from ifabric.cli.reconcile import Found, Outcome, bars, read, replay, span_of
 from ifabric.client import Client
@@ -105,7 +105,10 @@ class Cut:
 
     def __init__(self, journal: Journal, before_seq: int) -> None:
         self._journal, self._after = journal, before_seq - 1
-        self.last = journal.last
+
+    async def last(self, subject: str | None = None) -> Entry | None:
+        found = await self._journal.last(subject)
+        return found if found is not None and found.seq > self._after else None
 
     def read(self, *, after_seq: int = 0, subject: str | None = None) -> Any:
         return self._journal.read(after_seq=max(after_seq, self._after), subject=subject)
