@@ -69,7 +69,6 @@ class Secured:
 @contextlib.asynccontextmanager
 async def secured(folder: Path, *, tls: bool, identities: bool) -> AsyncIterator[Secured]:
     """A stand with as much security."""
-    folder.mkdir()
     certificates = Certificates(folder / "certs") if tls else None
     config: dict[str, Any] = {"coordinator": {"logging": {"level": "WARNING"}, "etcd": {}}, "nats": {}}
     if certificates is not None:
@@ -125,21 +124,20 @@ async def main() -> None:
     """Prints a line for each stand."""
     kinds = {"in the clear": (False, False), "TLS": (True, False), "TLS, identities": (True, True)}
     figures: dict[str, list[tuple[float, float, float]]] = {name: [] for name in kinds}
-    with tempfile.TemporaryDirectory(prefix="ifabric-bench-") as name:
-        async with contextlib.AsyncExitStack() as stands:
-            made = {
-                kind: await stands.enter_async_context(secured(Path(name) / str(n), tls=tls, identities=identities))
-                for n, (kind, (tls, identities)) in enumerate(kinds.items())
-            }
-            for _ in range(ROUNDS):
-                for kind, where in made.items():
-                    alone = await closed_loop(where.claim, iter(await where.supply(ALONE)), 1)
-                    numbers = await where.supply(CLOSED)
-                    began = monotonic()
-                    await closed_loop(where.claim, iter(numbers), CALLERS)
-                    rate = CLOSED / (monotonic() - began)
-                    figures[kind].append((percentile(alone, 0.5) * 1000, rate, await coming_in(where)))
-                    await asyncio.sleep(1)  # what the round has left for the other processes is done before the next
+    async with contextlib.AsyncExitStack() as stands:
+        made = {}
+        for kind, (tls, identities) in kinds.items():
+            folder = stands.enter_context(tempfile.TemporaryDirectory(prefix="ifabric-bench-"))
+            made[kind] = await stands.enter_async_context(secured(Path(folder), tls=tls, identities=identities))
+        for _ in range(ROUNDS):
+            for kind, where in made.items():
+                alone = await closed_loop(where.claim, iter(await where.supply(ALONE)), 1)
+                numbers = await where.supply(CLOSED)
+                began = monotonic()
+                await closed_loop(where.claim, iter(numbers), CALLERS)
+                rate = CLOSED / (monotonic() - began)
+                figures[kind].append((percentile(alone, 0.5) * 1000, rate, await coming_in(where)))
+                await asyncio.sleep(1)  # what the round has left for the other processes is done before the next
     print(f"{'':>16}  one alone, p50   {CALLERS} callers   connections")
     for kind, rounds in figures.items():
         alone_ms, rate, coming = (statistics.median(column) for column in zip(*rounds, strict=True))

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from msgspec import Meta
+from msgspec import Meta, field
 
 from ifabric.config_base import Count, Name, Port, Positive, Section
 
@@ -39,7 +39,7 @@ class Identity(Section, frozen=True, kw_only=True):
     #: whose verbs agents may call
     components: tuple[Name, ...] = ("coordinator", "governor", "chassis")
     #: operators who are known without a record, so that there is a first one: name -> public key
-    operators: dict[AgentName, PublicKey] = {}
+    operators: dict[AgentName, PublicKey] = field(default_factory=dict)
     #: how often every connection is held against the records, besides when one changes
     sweep_seconds: Positive = 30.0
 

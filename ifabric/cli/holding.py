@@ -60,7 +60,9 @@ def claim(
         ifabric task complete P0.1.5 --session alice --result '{"answer": 42}'
     """
     micro_usd = amount(hold, "--hold")
-    return _take(where, whose(session, where), ttl, capabilities, json, lambda c: c.claim(task, hold_micro_usd=micro_usd))
+    return _take(
+        where, whose(session, where), ttl, capabilities, json, lambda c: c.claim(task, hold_micro_usd=micro_usd)
+    )
 
 
 def next_(
@@ -83,7 +85,9 @@ def next_(
         ifabric task next --session alice --capabilities rust,wasm --wait 30
     """
     micro_usd = amount(hold, "--hold")
-    return _take(where, whose(session, where), ttl, capabilities, json, lambda c: c.next(wait_s=wait, hold_micro_usd=micro_usd))
+    return _take(
+        where, whose(session, where), ttl, capabilities, json, lambda c: c.next(wait_s=wait, hold_micro_usd=micro_usd)
+    )
 
 
 def renew(*, session: Session = None, json: Json = False, where: Where | None = None) -> int:

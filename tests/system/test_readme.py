@@ -142,11 +142,10 @@ def test_the_readmes_board_is_read_as_it_says() -> None:
 
 
 def test_every_verb_that_the_readme_names_exists() -> None:
-    from ifabric.cli.app import VERBS
+    from ifabric.cli.app import GROUPS, VERBS
 
     verbs = {name for name, _, _ in VERBS}
-    named = re.findall(
-        r"^\s+ifabric ((?:board |task |svc |budget |breaker |match |sandbox )?[a-z-]+)", TEXT, re.MULTILINE
-    )
+    groups = "|".join(f"{name} " for name in GROUPS)
+    named = re.findall(rf"^\s+ifabric ((?:{groups})?[a-z-]+)", TEXT, re.MULTILINE)
     assert named
     assert set(named) <= verbs

@@ -188,7 +188,9 @@ class Sessions:
             return False
         task: Task = stored.task
         if fence // rules.GENERATIONS != self._office.incarnation:
-            return False  # of before a restore: every write with it is refused, and the sweeper is about to free the task
+            return (
+                False  # of before a restore: every write with it is refused, and the sweeper is about to free the task
+            )
         return task.state == "claimed" and task.session == session and task.fence == fence
 
 

@@ -123,7 +123,9 @@ class Gate:
         now_ms = self._context.clock.wall_ms()
         try:
             found = await self._badge(asked, now_ms)
-        except FabricError as error:  # not now is no no: without an answer, whoever waits is told nothing, and comes again
+        except (
+            FabricError
+        ) as error:  # not now is no no: without an answer, whoever waits is told nothing, and comes again
             self._refusals["unavailable"].inc()
             self._tell("nobody can say who it is", why=error.message, key=asked.public_key[:KEY_MAX], host=asked.host)
             incoming.drop()
