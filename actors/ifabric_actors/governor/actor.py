@@ -96,7 +96,7 @@ class Governor(Actor):
             max_bytes=events.max_bytes,
             replicas=events.replicas,
         )
-        self._last_words = LastWords(context, told, self._feed, self.teller.written)
+        self._last_words = LastWords(context, told, self.teller.written)
         self._publisher = Publisher(
             told,
             context.store,

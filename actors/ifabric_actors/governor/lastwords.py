@@ -16,10 +16,12 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from collections.abc import Coroutine
+from typing import Any
 
 from ifabric.actor.base import Context
-from ifabric.actor.feed import Feed
 from ifabric.actor.publisher import APPEND_MAX, Entry, Source, newest_told
+from ifabric.cancellation import cancel_and_wait
 from ifabric.errors import FabricError
 from ifabric.store.base import KV
 from ifabric.wire import subjects
@@ -34,9 +36,10 @@ ASK_S, LEAVE_S = 1.0, 5.0
 class LastWords:
     """Says them for one daemon. `written` are the records of holds that it wrote, in their order."""
 
-    def __init__(self, context: Context, source: Source, feed: Feed, written: deque[KV]) -> None:
+    def __init__(self, context: Context, source: Source, written: deque[KV]) -> None:
+        self._store = context.store
         self._committer, self._clock, self._bus, self._log = context.committer, context.clock, context.bus, context.log
-        self._source, self._feed, self._written = source, feed, written
+        self._source, self._written = source, written
         #: the newest revision that was said
         self._said = 0
 
@@ -49,22 +52,32 @@ class LastWords:
 
     async def at_the_end(self) -> None:
         """The daemon stops: says it if etcd is gone. While that lives, whoever publishes next reads it there."""
-        if not self._unsaid() or (self._committer.down is None and await self._etcd_lives()):
+        if not self._unsaid() or (self._committer.down is None and await self._within(ASK_S, self._etcd_lives())):
             return
-        try:
-            async with asyncio.timeout(LEAVE_S):
-                while not await self._try():
-                    await self._clock.sleep(LOOK_S)
-        except TimeoutError:
+        if not await self._within(LEAVE_S, self._until_told()):
             self._log.warning("what was acknowledged last could not be told", why="JetStream does not answer in time")
 
     async def _etcd_lives(self) -> bool:
         try:
-            async with asyncio.timeout(ASK_S):
-                await self._feed.settle()
-        except (FabricError, TimeoutError):
+            await self._store.get(records.PUBLISHER_KEY)
+        except FabricError:
             return False
         return True
+
+    async def _until_told(self) -> bool:
+        while not await self._try():
+            await self._clock.sleep(LOOK_S)
+        return True
+
+    async def _within(self, seconds: float, doing: Coroutine[Any, Any, bool]) -> bool:
+        """What it says; False when it has not said it in that time of our clock."""
+        task = asyncio.create_task(doing, name="last words")
+        limit = asyncio.create_task(self._clock.sleep(seconds), name="last words: limit")
+        try:
+            await asyncio.wait((task, limit), return_when=asyncio.FIRST_COMPLETED)
+            return task.done() and task.result()
+        finally:
+            await cancel_and_wait(task, limit)
 
     def _unsaid(self) -> list[KV]:
         return [kv for kv in self._written if kv.mod_revision > self._said]
