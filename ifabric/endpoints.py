@@ -11,7 +11,7 @@ import msgspec
 NAME = "endpoints.json"
 
 
-class Endpoints(msgspec.Struct, frozen=True, kw_only=True):
+class Endpoints(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Where a daemon and its servers listen."""
 
     nats: str

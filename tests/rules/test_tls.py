@@ -17,7 +17,11 @@ from ifabric.tls import Files, check_files
 from ifabric.tls.reload import Reloader, Used
 
 DAY = dt.timedelta(days=1)
-NOW = dt.datetime.now(dt.UTC)
+
+
+def now() -> dt.datetime:
+    """Asked when it is needed: a test may run half an hour after it was collected."""
+    return dt.datetime.now(dt.UTC)
 
 
 @pytest.fixture
@@ -70,19 +74,21 @@ def test_an_encrypted_key_is_refused_as_such(made: Certificates) -> None:
 
 
 def test_a_certificate_out_of_its_time_is_named_with_the_dates(made: Certificates) -> None:
-    made.authority.issue("late", days=1, not_before=NOW - 10 * DAY).write(made.folder, "ifabric")
-    with pytest.raises(ConfigError, match=rf"\(late\) expired on {NOW - 9 * DAY:%Y-%m-%d}.* and it is {NOW:%Y-%m-%d}"):
-        check_files(files(made), now=NOW)
-    made.authority.issue("early", not_before=NOW + 7 * DAY).write(made.folder, "ifabric")
-    with pytest.raises(ConfigError, match=rf"\(early\) is not valid before {NOW + 7 * DAY:%Y-%m-%d}"):
-        check_files(files(made), now=NOW)
+    made.authority.issue("late", days=1, not_before=now() - 10 * DAY).write(made.folder, "ifabric")
+    with pytest.raises(
+        ConfigError, match=rf"\(late\) expired on {now() - 9 * DAY:%Y-%m-%d}.* and it is {now():%Y-%m-%d}"
+    ):
+        check_files(files(made), now=now())
+    made.authority.issue("early", not_before=now() + 7 * DAY).write(made.folder, "ifabric")
+    with pytest.raises(ConfigError, match=rf"\(early\) is not valid before {now() + 7 * DAY:%Y-%m-%d}"):
+        check_files(files(made), now=now())
 
 
 def test_a_bundle_is_good_while_one_authority_in_it_is(made: Certificates) -> None:
     later = Authority.create("Later CA", days=9000).pair.certificate
     ca = Path(made.path("ca.crt"))
     ca.write_bytes(ca.read_bytes() + later)
-    checked = check_files(files(made, cert_file=None, key_file=None), now=NOW + 4000 * DAY)
+    checked = check_files(files(made, cert_file=None, key_file=None), now=now() + 4000 * DAY)
     assert checked.authority is not None
     assert checked.authority.common_name == "Later CA"
 
@@ -151,5 +157,5 @@ async def test_a_certificate_that_expires_soon_is_warned_of_and_its_end_is_a_met
     reloader = Reloader([Used("nats", files(made), Reads().apply)], SystemClock(), metrics)
     reloader.check()
     assert "expires in 3.0 days" in reloader.warnings()[0] or "expires in 2." in reloader.warnings()[0]
-    left_s = metrics.gauge("if_certificate_expiry_timestamp_seconds", part="nats").value - NOW.timestamp()
+    left_s = metrics.gauge("if_certificate_expiry_timestamp_seconds", part="nats").value - now().timestamp()
     assert 2 * 86_400 < left_s <= 3 * 86_400

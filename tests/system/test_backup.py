@@ -39,10 +39,11 @@ from ifabric.store.channel import EtcdSettings, open_line
 from ifabric.store.commit import INCARNATION_KEY
 from ifabric.testing.clusters import Certificates, Members, etcd_cluster, nats_cluster
 from ifabric.testing.daemons import RealDaemon
+from ifabric.testing.servers import RealServer
 from ifabric.wire import subjects
 from ifabric.wire.permissions import DAEMON_INBOX, inbox_prefix, permissions
 from ifabric.wire.replay import Restore
-from tests.conftest import needed
+from tests.conftest import emptied, needed
 from tests.system.conftest import around
 
 CLOCK = SystemClock()
@@ -116,9 +117,18 @@ def digests(folder: Path) -> dict[str, str]:
     }
 
 
+@pytest.fixture
+async def etcd(etcd: RealServer) -> AsyncIterator[RealServer]:
+    """The session's etcd, given back empty: what is put there here is no record that a daemon could read."""
+    yield etcd
+    async with emptied(etcd.url):
+        pass
+
+
 # -- there and back ---------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow  # servers of its own, or many runs
 async def test_a_lost_cluster_comes_back_and_the_fences_of_before_are_refused(tmp_path: Path) -> None:
     """Three etcd and a NATS, a daemon, a claim; a backup; everything is deleted; the claim's holder is told that it lost."""
     with needed("etcd and nats-server"):
@@ -279,6 +289,7 @@ async def test_an_etcd_that_is_empty_or_has_forgotten_its_last_deletion_is_backe
 # -- etcd is hurt --------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow  # servers of its own, or many runs
 async def test_a_frozen_member_is_not_waited_for_and_a_killed_one_is_replaced(tmp_path: Path) -> None:
     """Of three, one is frozen and one is killed in the middle of its snapshot: the backup is made of what is left."""
     async with etcd_cluster(3) as etcd:
@@ -589,6 +600,7 @@ async def test_a_disk_that_is_full_leaves_nothing_and_says_so(tmp_path: Path, et
     assert leftovers(tmp_path / "b") == []
 
 
+@pytest.mark.slow  # servers of its own, or many runs
 async def test_a_run_that_is_killed_leaves_no_half_backup_that_is_listed(tmp_path: Path, etcd: Any) -> None:
     settings = EtcdSettings(endpoints=(etcd.url,))
     await put(settings, {f"big/{n}": os.urandom(1_000_000) for n in range(16)})
@@ -677,6 +689,7 @@ async def test_the_verbs_make_list_verify_and_restore(
     assert (code, "not empty" in said) == (1, True)
 
 
+@pytest.mark.slow  # servers of its own, or many runs
 async def test_backups_are_made_again_and_again_also_after_one_that_failed(tmp_path: Path) -> None:
     async with etcd_cluster(1) as etcd:
         words = command(tmp_path, etcd.urls[0], "run", "--no-streams", "--json", "--every", "1.1")

@@ -27,6 +27,9 @@ from tests.actors.vault_stub import VaultStub
 from tests.conftest import needed
 from tests.system.conftest import eventually
 
+#: clusters are broken one after the other
+pytestmark = pytest.mark.slow
+
 CLOCK = SystemClock()
 WAIT_S = 60.0
 CLEAN = {name: value for name, value in os.environ.items() if not name.startswith("IFABRIC")}

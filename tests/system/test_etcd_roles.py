@@ -36,6 +36,9 @@ from ifabric.wire import subjects
 from tests.conftest import needed
 from tests.system.conftest import CLOCK, eventually
 
+#: clusters with TLS, and hundreds of attempts
+pytestmark = pytest.mark.slow
+
 ROOT_FOLDER = Path(__file__).parent.parent.parent
 EVERYBODY = "icobs"
 #: the letters of the tables below

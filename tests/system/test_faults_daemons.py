@@ -13,6 +13,9 @@ from ifabric.errors import FabricError, NoTaskMatches, StartupError, Unavailable
 from ifabric.testing.proxy import Proxy
 from tests.system.conftest import Cluster, Load, eventually
 
+#: daemons are killed and frozen under load
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.slow
 async def test_a_daemon_killed_under_load_costs_no_task_and_no_agent_an_error(cluster: Cluster) -> None:

@@ -164,6 +164,9 @@ import asyncio, sys
 import ifabric
 from ifabric.errors import ClaimLost
 
+#: replies are lost and waited for
+pytestmark = pytest.mark.slow
+
 async def main(nats):
     async with ifabric.Client.connect(nats, session="slow", ttl_s=2) as client:
         claim = await client.claim("t")

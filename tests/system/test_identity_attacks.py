@@ -51,6 +51,9 @@ from tests.conftest import needed
 from tests.system.conftest import CLOCK, eventually
 from tests.system.town import Town, town
 
+#: a town with identities under attack
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 async def there(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Town]:

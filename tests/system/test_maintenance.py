@@ -23,6 +23,9 @@ from tests.conftest import needed
 from tests.system.conftest import Cluster, around, eventually, servers
 from tests.system.test_doctor import ifabric
 
+#: clusters are filled, defragmented and broken
+pytestmark = pytest.mark.slow
+
 CLOCK = SystemClock()
 MIB = 1 << 20
 QUOTA = 16 * MIB

@@ -25,6 +25,9 @@ from ifabric.testing.daemons import RealDaemon
 from tests.conftest import needed
 from tests.system.conftest import eventually
 
+#: daemons of their own, exchanged certificates
+pytestmark = pytest.mark.slow
+
 DAY = dt.timedelta(days=1)
 
 
