@@ -19,6 +19,9 @@ from ifabric.wire import subjects
 from ifabric_actors.coordinator import records
 from tests.system.conftest import Cluster, around, eventually, servers
 
+#: replies are lost and waited for
+pytestmark = pytest.mark.slow
+
 
 async def prepared(cluster: Cluster) -> None:
     """A session, tasks, and one claim before: what a claim needs besides its own commit is there."""
@@ -163,9 +166,6 @@ AGENT = """
 import asyncio, sys
 import ifabric
 from ifabric.errors import ClaimLost
-
-#: replies are lost and waited for
-pytestmark = pytest.mark.slow
 
 async def main(nats):
     async with ifabric.Client.connect(nats, session="slow", ttl_s=2) as client:
