@@ -41,7 +41,7 @@ def under(tmp_path: Path, etcd: RealServer, nats: RealServer, monkeypatch: pytes
         wrapper = tmp_path / f"python-{file.stem}"
         wrapper.write_text(f'#!/bin/sh\nexec {sys.executable} -m tests.system.sealed {file} {sys.executable} "$@"\n')
         wrapper.chmod(0o755)
-        monkeypatch.setattr("ifabric.testing.daemons.sys.executable", str(wrapper))
+        monkeypatch.setattr("ifabric.scratch.daemons.sys.executable", str(wrapper))
         environment = {"PYTHONPATH": f"{ROOT}:{ROOT / 'actors'}"}
         return RealDaemon(tmp_path / file.stem, [etcd.url], [nats.url], {"actors": [actor]}, environment)
 
