@@ -44,7 +44,7 @@ def _replace(member: Member, well: list[Member], etcdctl: str, again: str) -> li
         f"  {etcdctl} member remove {member.id:x}",
         "  # 2. on its machine: stop it, and move its old data away",
         f"  mv DATA-DIR DATA-DIR.lost.{name}",
-        "  # 3. the new one, as a learner: it gets the data and has no vote yet",
+        "  # 3. the new one, as a learner: it gets the data and has no vote yet (unhealthy cluster: again, in some seconds)",
         f"  {etcdctl} member add {name} --learner --peer-urls={peer}",
         "  # 4. start it with its own options as before, but for these two",
         f"  etcd --initial-cluster-state existing --initial-cluster {initial},{name}={peer.split(',')[0]} ...",
