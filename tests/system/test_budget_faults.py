@@ -84,7 +84,7 @@ class Spenders:
         """Reservations that were granted: holds, claims with one, and spends at once."""
         return sum(one.counts[draw] for one in self.all for draw in DRAWS)
 
-    async def reach(self, drawn: int, within_s: float = 120.0) -> None:
+    async def reach(self, drawn: int, within_s: float = 300.0) -> None:
         async def reached() -> bool:
             for task in self._running:
                 if task.done():
