@@ -127,9 +127,16 @@ async def _events(client: Client, account: str, until_seq: int) -> list[wire.Bud
     async for event in client.events("budget", after_seq=0, until_seq=until_seq):
         if event.event == "commit" and (event.account == account or event.account.startswith(account + "/")):
             found.setdefault((event.revision, event.session, event.hold), event)
-    # what was charged again after a restore is told twice: the ledger knows the second time
-    again = {key[1:]: key for key in sorted(found) if found[key].note == REPLAYED}
-    return [found[key] for key in sorted(found) if again.get(key[1:], key) == key]
+    return once([found[key] for key in sorted(found)])
+
+
+def once(charges: Sequence[wire.BudgetEvent]) -> list[wire.BudgetEvent]:
+    """The charges that the ledger knows, of those that the journal tells in the order of their revisions.
+
+    What was charged again after a restore is told twice, and the ledger knows the second time.
+    """
+    again = {(charge.session, charge.hold): charge for charge in charges if charge.note == REPLAYED}
+    return [charge for charge in charges if again.get((charge.session, charge.hold), charge) is charge]
 
 
 def _made(
