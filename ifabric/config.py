@@ -14,7 +14,7 @@ from msgspec import Meta, field
 
 from ifabric.config_base import USD_MAX, Count, Logging, MetricsPort, Name, Port, Positive, Section, Share
 from ifabric.config_chassis import Chassis
-from ifabric.config_ops import Backup, Http, Identity, Vault
+from ifabric.config_ops import Audit, Backup, Http, Identity, Page, Tracing, Vault
 
 
 class Etcd(Section, frozen=True, kw_only=True):
@@ -148,11 +148,14 @@ class Config(Section, frozen=True, kw_only=True):
     chassis: Chassis = Chassis()
     nats: Nats = Nats()
     http: Http = Http()
+    page: Page = Page()
     events: Events = Events()
     embedded: Embedded = Embedded()
     identity: Identity = Identity()
     vault: Vault = Vault()
     backup: Backup = Backup()
+    audit: Audit = Audit()
+    tracing: Tracing = Tracing()
     #: installed names, or "module:Class"
     actors: tuple[Name, ...] = ("coordinator", "governor", "chassis")
     #: sections of residents that the fabric does not know, by component

@@ -1,14 +1,14 @@
-"""The configuration of what a production has besides its components: certificates on the HTTP port, identities, secrets
-from Vault, backups.
+"""The configuration of what a production has besides its components: the HTTP port and its page, identities, secrets
+from Vault, backups, the audit, traces.
 """
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from msgspec import Meta, field
 
-from ifabric.config_base import Count, Name, Port, Positive, Section
+from ifabric.config_base import Count, Name, Port, Positive, Section, Share
 
 PublicKey = Annotated[str, Meta(pattern=r"^U[A-Z2-7]{55}$(?!\n)")]
 AgentName = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_-]{1,64}$(?!\n)")]
@@ -24,6 +24,44 @@ class Http(Section, frozen=True, kw_only=True):
     key_file: str | None = None
     #: only who has a certificate of this authority is answered
     client_ca: str | None = None
+
+
+class Page(Section, frozen=True, kw_only=True):
+    """The live page on the HTTP port. What it shows can be read by whoever reaches the port, unless a token is asked for."""
+
+    enabled: bool = True
+    #: whose first line is the token to look with; without one, none is needed
+    viewer_token_file: str | None = None
+    #: who may act from the page: name -> the file whose first line is their token
+    operators: dict[AgentName, Name] = field(default_factory=dict)
+    #: how much past its charts show
+    history_seconds: Annotated[int, Meta(ge=60, le=3600)] = 900
+
+
+class Audit(Section, frozen=True, kw_only=True):
+    """The record of every command: the stream IF_AUDIT."""
+
+    enabled: bool = True
+    max_age_days: Annotated[int, Meta(ge=1, le=3650)] = 90
+    max_bytes: Annotated[int, Meta(ge=1 << 20)] = 8 << 30
+    replicas: Annotated[int, Meta(ge=1, le=5)] = 1
+    #: when the stream is full: refuse new records (and keep them in the spool), or drop the oldest
+    when_full: Literal["refuse", "drop_oldest"] = "refuse"
+    #: verbs whose success leaves no record, as component.verb; refusals always do
+    skip: tuple[Name, ...] = ("coordinator.renew",)
+    #: what may wait on this machine's disk for the stream to take it
+    spool_max_bytes: Annotated[int, Meta(ge=1 << 16)] = 256 << 20
+
+
+class Tracing(Section, frozen=True, kw_only=True):
+    """OpenTelemetry: spans of requests, commits and runs. Needs `pip install ifabric[otel]`."""
+
+    enabled: bool = False
+    #: OTLP over HTTP
+    endpoint: Name = "http://127.0.0.1:4318/v1/traces"
+    #: of the traces that begin here; one that a sender has begun is followed as the sender says
+    sample_ratio: Share = 0.01
+    service_name: Name = "ifabric"
 
 
 class Identity(Section, frozen=True, kw_only=True):

@@ -18,6 +18,11 @@ RANKS: tuple[tuple[str, int], ...] = (
     ("ifabric.errors", 0),
     ("ifabric.clock", 0),
     ("ifabric.cancellation", 0),
+    ("ifabric.handling", 0),
+    ("ifabric.tracing", 3),
+    ("ifabric.audit", 4),
+    ("ifabric.explaining", 5),
+    ("ifabric.playbooks", 5),
     ("ifabric.wire", 1),
     ("ifabric.config_file", 2),
     ("ifabric.config_base", 1),
@@ -78,6 +83,7 @@ FOR_RESIDENTS = (
     "ifabric.errors",
     "ifabric.clock",
     "ifabric.cancellation",
+    "ifabric.handling",
     "ifabric.metrics",
 )
 #: who may name a concrete backend

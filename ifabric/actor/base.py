@@ -29,6 +29,7 @@ import msgspec
 from ifabric.bus.base import Bus
 from ifabric.cancellation import cancel_and_wait
 from ifabric.clock import Clock
+from ifabric.handling import Handling, Witness
 from ifabric.store.base import Store
 from ifabric.wire.envelope import Request
 
@@ -92,6 +93,13 @@ class Context:
     parts: Parts = field(default_factory=Parts)
     #: only where NATS's auth callout is answered
     system: System | None = None
+    #: told of every message that was handled, before its sender is
+    witnesses: tuple[Witness, ...] = ()
+
+    def tell(self, handling: Handling) -> None:
+        """Tells the witnesses: the runner of every message, and an actor of what came to it in another way."""
+        for witness in self.witnesses:
+            witness(handling)
 
 
 class Handler(NamedTuple):

@@ -27,6 +27,7 @@ from ifabric.actor.pulse import Pulse
 from ifabric.bus.base import Endpoint, Headers, Incoming, Service
 from ifabric.cancellation import cancel_and_wait
 from ifabric.errors import BadRequest, DeadlineExceeded, FabricError, Internal, Overloaded, TooLarge, Unavailable
+from ifabric.handling import CURRENT, Handling, Outcome
 from ifabric.wire import subjects
 from ifabric.wire.envelope import DEADLINE_HEADER, TRACE_HEADER, decode, encode
 
@@ -202,7 +203,9 @@ class Runner:
             if self._pulse.frozen():
                 self._drop(letter.incoming, "frozen")
             else:
-                await self._refuse(letter, Unavailable(what=self._missing))
+                missing = Unavailable(what=self._missing)
+                self._tell_unhandled(letter, missing)
+                await self._refuse(letter, missing)
 
     async def _stop_instance(self) -> None:
         instance, self._instance, self._actor = self._instance, None, None
@@ -262,29 +265,46 @@ class Runner:
             letter.answered = True
             self._drop(incoming, "frozen")
             return
-        message = None
+        handling = Handling(self._class.component, verb.name, "", letter.arrived, admin=verb.handler.message.admin)
+        CURRENT.set(handling)  # of this task, which is this message's
         try:
             caller = self._caller(letter)
-            message = decode(verb.handler.decoder, incoming.data)
-            data = encode(await verb.handler.function(actor, message, caller))
+            handling.session, handling.trace = caller.session, caller.trace
+            handling.message = message = decode(verb.handler.decoder, incoming.data)
+            handling.reply = reply = await verb.handler.function(actor, message, caller)
+            data = encode(reply)
         except FabricError as error:
             verb.refused.inc()
+            self._tell(handling, "refused", error)
             await self._refuse(letter, error)
         except Exception as error:
             verb.error.inc()
-            request_id = getattr(message, "request_id", None)
             self._context.log.exception(
-                "handler failed", verb=verb.name, subject=incoming.subject, request_id=request_id
+                "handler failed", verb=verb.name, subject=incoming.subject, request_id=handling.request_id
             )
+            internal = Internal(verb=verb.name)
             try:
-                await self._refuse(letter, Internal(verb=verb.name))
+                self._tell(handling, "error", internal)
+                await self._refuse(letter, internal)
             finally:
                 if isinstance(error, AssertionError):
                     actor.crash(f"{verb.name}: a check of our own failed: {error}")
         else:
+            self._tell(handling, "ok")
             await self._answer(letter, data)
         finally:
             verb.seconds.observe(self._clock.monotonic() - letter.arrived)
+
+    def _tell(self, handling: Handling, outcome: Outcome, error: FabricError | None = None) -> None:
+        handling.ended, handling.outcome, handling.error = self._clock.monotonic(), outcome, error
+        self._context.tell(handling)
+
+    def _tell_unhandled(self, letter: Letter, error: FabricError) -> None:
+        """Of a message that no handler saw, or not to its end."""
+        verb, session = letter.verb, letter.incoming.subject[letter.verb.prefix :]
+        known = session if subjects.SESSION.fullmatch(session) else ""
+        admin = verb.handler.message.admin
+        self._tell(Handling(self._class.component, verb.name, known, letter.arrived, admin=admin), "refused", error)
 
     def _caller(self, letter: Letter) -> Caller:
         """Who asks. `BadRequest` for a session or a deadline that is not one, `DeadlineExceeded` when it is too late."""
@@ -315,6 +335,7 @@ class Runner:
         letter.verb.ok.inc()
 
     def _refuse_soon(self, letter: Letter, error: FabricError) -> None:
+        self._tell_unhandled(letter, error)
         refusing = asyncio.get_running_loop().create_task(self._refuse(letter, error))
         self._refusing.add(refusing)
         refusing.add_done_callback(self._refusing.discard)
