@@ -3,6 +3,7 @@
 if.v1.<component>.<verb>.<session>          a request; the server's permissions prove the session
 if.v1.admin.<component>.<verb>.<session>    an operator's request; out of reach of ``if.v1.*.*.<session>``
 if.v1.event.<component>.<what>              something was committed
+if.v1.audit.<component>.<verb>              a command and its fate
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ from typing import NamedTuple
 ROOT = "if.v1"
 EVENTS = f"{ROOT}.event.>"
 EVENT_STREAM = "IF_EVENTS"
+AUDIT = f"{ROOT}.audit.>"
+AUDIT_STREAM = "IF_AUDIT"
 #: requests are answered on reply subjects below this, and nowhere else (NATS does not check who owns a reply subject)
 INBOX = "_INBOX."
 #: a daemon's own answers come here: no agent's name can make an inbox of it
@@ -63,6 +66,11 @@ def parse(subject: str) -> Address | None:
 def event(component: str, what: str) -> str:
     """The subject of an event, for example ``if.v1.event.task.claimed``."""
     return f"{ROOT}.event.{component}.{what}"
+
+
+def audit(component: str, verb: str) -> str:
+    """The subject of an audit record, for example ``if.v1.audit.coordinator.claim``."""
+    return f"{ROOT}.audit.{component}.{verb}"
 
 
 def is_own_inbox(reply: str, subject: str) -> bool:
