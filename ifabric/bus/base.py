@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from ifabric.errors import ServerError
 
@@ -104,14 +104,32 @@ class JournalSpec:
     #: the same `Nats-Msg-Id` within this window is stored once
     duplicate_window_s: int = 120
     replicas: int = 1
+    #: nobody may delete or purge what is in it, not even who made it. It cannot be taken back.
+    immutable: bool = False
+    #: a full one, of `max_bytes`, forgets the `old`, or refuses the `new` (`Unavailable`, with the reason `full`)
+    discard: Literal["old", "new"] = "old"
+
+
+@dataclass(frozen=True)
+class JournalSize:
+    """How much is in a journal, and how much may be; as the server counts, which is more than the messages' own bytes."""
+
+    messages: int
+    bytes: int
+    #: -1: no limit
+    max_bytes: int
 
 
 class Journal(Protocol):
-    async def append(self, entries: Sequence[tuple[str, bytes, str]]) -> None:
+    async def append(self, entries: Sequence[tuple[str, bytes, str]], *, strictly: bool = False) -> None:
         """Appends (subject, data, message id), in order; returns when the stream has stored them all.
 
-        Safe to repeat: an id that was stored within the window is not stored again. Raises `Unavailable`.
+        Safe to repeat: an id that was stored within the window is not stored again. Raises `Unavailable`; then some may
+        have been stored: any of them, or with `strictly` some of the first and none after one that was not.
         """
+
+    async def size(self) -> JournalSize:
+        """How full it is. Raises `Unavailable`."""
 
     async def last(self, subject: str | None = None) -> Entry | None:
         """The newest entry (on that subject), or None when there is none."""

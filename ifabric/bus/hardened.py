@@ -23,6 +23,7 @@ import asyncio
 import contextlib
 import re
 import ssl
+from collections.abc import Callable
 from typing import Any
 
 import nats.errors
@@ -61,7 +62,22 @@ class _Line(TcpTransport):  # type: ignore[misc]
     whoever connects or reconnects waits with it. And the loop, when it turns a plain connection to TLS, does not
     introduce the stream to it: the stream takes itself for a plain one, holds no sender back, and is warned about
     whenever the server hangs up.
+
+    And whoever must have done something before a word leaves (the audit writes) is called here, once for all that leaves
+    together: nats-py collects answers and sends them in a later turn of the loop, or in this one.
     """
+
+    def __init__(self, before_sending: Callable[[], None]) -> None:
+        super().__init__()
+        self._before_sending = before_sending
+
+    def write(self, payload: Any) -> None:
+        self._before_sending()
+        super().write(payload)
+
+    def writelines(self, payload: Any) -> None:
+        self._before_sending()
+        super().writelines(payload)
 
     def __bool__(self) -> bool:
         return True  # else nats-py takes one of its own
@@ -81,8 +97,9 @@ class _Line(TcpTransport):  # type: ignore[misc]
 class HardenedClient(Client):  # type: ignore[misc]
     """nats-py's client, reading what strangers send with care."""
 
-    def __init__(self) -> None:
+    def __init__(self, before_sending: Callable[[], None] = lambda: None) -> None:
         super().__init__()
+        self._before_sending = before_sending
         #: what each request asked, by the token of its inbox
         self._asked: dict[str, str] = {}
         self._denials: dict[tuple[str, str], None] = {}
@@ -151,7 +168,7 @@ class HardenedClient(Client):  # type: ignore[misc]
 
     async def _connect_to_server(self, s: Any) -> None:
         if self._transport is None and s.uri.scheme in ("nats", "tls"):
-            self._transport: Any = _Line()
+            self._transport: Any = _Line(self._before_sending)
         await super()._connect_to_server(s)
 
     async def _process_info(self, info: dict[str, Any], initial_connection: bool = False) -> None:

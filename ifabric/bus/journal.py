@@ -5,6 +5,9 @@ order in which a connection sent them, so when the last of n is stored as number
 else (a duplicate among them, another writer in between, a message refused) makes the sum wrong, and then every
 message of the batch is sent again and acknowledged by itself. A message that was stored already is recognised by its
 id and not stored twice.
+
+That may leave a hole: one that was refused, for the stream was full, say, and those after it stored. Where the order
+matters more (the audit), each message but the first says after which it is to be stored.
 """
 
 from __future__ import annotations
@@ -12,6 +15,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Sequence
+from itertools import pairwise
 
 import nats.errors
 import nats.js.api as js
@@ -19,7 +23,7 @@ import nats.js.errors
 from nats.aio.client import Client
 from nats.js import JetStreamContext
 
-from ifabric.bus.base import Entry, JournalSpec
+from ifabric.bus.base import Entry, JournalSize, JournalSpec
 from ifabric.bus.hardened import PermissionsViolation
 from ifabric.bus.streams import made
 from ifabric.errors import FabricError, Forbidden, Unavailable
@@ -30,6 +34,13 @@ ACK_S = 5.0
 WINDOW = 64
 #: what a stream that is there already is brought up to
 _KEPT_UP = ("subjects", "max_age", "max_bytes", "duplicate_window", "num_replicas", "discard")
+#: and one that is to be immutable besides. Never the other way: the server does not allow it.
+_IMMUTABLE = ("deny_delete", "deny_purge")
+#: JetStream's error codes: "wrong last msg ID"
+_NOT_NEXT = 10070
+_AFTER_HEADER = "Nats-Expected-Last-Msg-Id"
+#: and "maximum bytes exceeded", "insufficient storage resources", "insufficient resources"
+_FULL = {10077: "full", 10047: "no_room", 10023: "no_room"}
 
 
 async def open_journal(client: Client, spec: JournalSpec | str) -> JetStreamJournal:
@@ -52,10 +63,12 @@ async def open_journal(client: Client, spec: JournalSpec | str) -> JetStreamJour
         duplicate_window=min(spec.duplicate_window_s, spec.max_age_s),  # the server's rule
         num_replicas=spec.replicas,
         storage=js.StorageType.FILE,
-        discard=js.DiscardPolicy.OLD,
+        discard=js.DiscardPolicy.NEW if spec.discard == "new" else js.DiscardPolicy.OLD,
+        deny_delete=spec.immutable,
+        deny_purge=spec.immutable,
     )
     try:
-        info = await made(context, config, _KEPT_UP)
+        info = await made(context, config, _KEPT_UP + (_IMMUTABLE if spec.immutable else ()))
     except (nats.errors.Error, OSError) as error:
         raise _failed(error, spec.name) from None
     return JetStreamJournal(context, spec.name, info.state.last_seq)
@@ -70,12 +83,23 @@ def _failed(error: Exception, stream: str) -> FabricError:
             what="nats",
             stream=stream,
         )
+    reason = _FULL.get(error.err_code or 0) if isinstance(error, nats.js.errors.APIError) else None
+    if reason == "full":
+        return Unavailable(f"the stream {stream} is full and takes nothing new", what="jetstream", reason=reason)
+    if reason == "no_room":
+        return Unavailable(
+            f"JetStream has not the room that the stream {stream} is to have: give it more (max_file_store), or the "
+            "stream less (max_bytes)",
+            what="jetstream",
+            reason=reason,
+        )
     return Unavailable(f"JetStream does not answer: {error or type(error).__name__}", what="jetstream")
 
 
-def _command(subject: str, data: bytes, message_id: str) -> bytes:
-    """NATS's HPUB with the one header."""
-    header = f"NATS/1.0\r\n{MSG_ID_HEADER}: {message_id}\r\n\r\n".encode()
+def _command(subject: str, data: bytes, message_id: str, *, after: str = "") -> bytes:
+    """NATS's HPUB with the message's id; and with that of the one that must be the stream's last."""
+    expected = f"{_AFTER_HEADER}: {after}\r\n" if after else ""
+    header = f"NATS/1.0\r\n{MSG_ID_HEADER}: {message_id}\r\n{expected}\r\n".encode()
     return b"HPUB %b %d %d\r\n%b%b\r\n" % (subject.encode(), len(header), len(header) + len(data), header, data)
 
 
@@ -87,8 +111,11 @@ class JetStreamJournal:
         self._stream = stream
         self._last_seq = last_seq
 
-    async def append(self, entries: Sequence[tuple[str, bytes, str]]) -> None:
+    async def append(self, entries: Sequence[tuple[str, bytes, str]], *, strictly: bool = False) -> None:
         if not entries:
+            return
+        if strictly:
+            await self._append_strictly(entries)
             return
         try:
             if len(entries) > 1:
@@ -102,6 +129,40 @@ class JetStreamJournal:
         except (nats.errors.Error, OSError) as error:
             raise _failed(error, self._stream) from None
 
+    async def _append_strictly(self, entries: Sequence[tuple[str, bytes, str]]) -> None:
+        """The first that is not there yet is waited for, and each after it says which one must stand right before it: so
+        the server refuses all after one that it did not take, or after somebody else's. From there it begins again.
+
+        (By its number would not do: with another writer's message in between, the next one but one has the right number.)
+        """
+        at = 0
+        try:
+            while at < len(entries):
+                ack = await self._append_one(entries[at])
+                at += 1
+                rest = entries[at:]
+                if ack.duplicate or not rest:
+                    continue
+                if len(rest) > 1:
+                    pairs = pairwise(entries[at - 1 : -1])
+                    await self._send(b"".join(_command(*entry, after=before[2]) for before, entry in pairs))
+                try:
+                    await self._append_one(entries[-1], after=entries[-2][2])
+                    return
+                except nats.js.errors.APIError as error:
+                    if error.err_code != _NOT_NEXT:
+                        raise
+        except (nats.errors.Error, OSError) as error:
+            raise _failed(error, self._stream) from None
+
+    async def size(self) -> JournalSize:
+        try:
+            info = await self._context.stream_info(self._stream)
+        except (nats.errors.Error, OSError) as error:
+            raise _failed(error, self._stream) from None
+        most = info.config.max_bytes
+        return JournalSize(info.state.messages, info.state.bytes, -1 if most is None else most)
+
     async def _send(self, commands: bytes) -> None:
         """Hands many publications to the connection at once: nats-py's `publish` costs more than all else here."""
         client = self._context._nc
@@ -109,11 +170,12 @@ class JetStreamJournal:
             raise nats.errors.ConnectionClosedError
         await client._send_command(commands)
 
-    async def _append_one(self, entry: tuple[str, bytes, str]) -> js.PubAck:
+    async def _append_one(self, entry: tuple[str, bytes, str], *, after: str = "") -> js.PubAck:
         subject, data, message_id = entry
-        return await self._context.publish(
-            subject, data, timeout=ACK_S, stream=self._stream, headers={MSG_ID_HEADER: message_id}
-        )
+        headers = {MSG_ID_HEADER: message_id}
+        if after:
+            headers[_AFTER_HEADER] = after
+        return await self._context.publish(subject, data, timeout=ACK_S, stream=self._stream, headers=headers)
 
     async def last(self, subject: str | None = None) -> Entry | None:
         try:

@@ -102,6 +102,8 @@ class Nats:
         self._settings = settings
         self._clock = clock
         self._on_error = on_error
+        #: called before anything is sent; must not raise
+        self.before_sending: Callable[[], None] = _nothing
         self._client = HardenedClient()
         self._closing = True
         self._connecting = self._shut_out = False
@@ -111,11 +113,14 @@ class Nats:
         self.reconnects = 0
         self.lost: asyncio.Future[str] = asyncio.get_running_loop().create_future()
 
+    def _before_sending(self) -> None:
+        self.before_sending()
+
     # -- life --------------------------------------------------------------------------------------------------------
 
     async def connect(self) -> None:
         settings = self._settings
-        self._client, self._closing = HardenedClient(), False
+        self._client, self._closing = HardenedClient(self._before_sending), False
         self._connecting, self._shut_out, self._examined = True, False, False
         self.lost = asyncio.get_running_loop().create_future()
         where = ", ".join(settings.servers)
@@ -344,6 +349,10 @@ class Nats:
 
     async def objects(self, spec: ObjectSpec | str) -> Objects:
         return await open_objects(self._client, spec)
+
+
+def _nothing() -> None:
+    """Of what must be done before anything is sent."""
 
 
 def _waiting(settings: NatsSettings) -> str:

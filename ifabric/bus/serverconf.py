@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ifabric.wire.permissions import DAEMON, SYSTEM, Permissions
+from ifabric.wire.permissions import SYSTEM, Permissions, daemon
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +39,8 @@ class Routes:
 class Identities:
     """Public keys: who signs the callout's answers (an account key), and the daemons' two users.
 
-    `static` are users that need no callout; with any, no callout is asked.
+    `static` are users that need no callout; with any, no callout is asked. `page_operators` are those in whose name a
+    daemon may say what they do from its live page.
     """
 
     issuer: str
@@ -47,6 +48,7 @@ class Identities:
     system: str
     account: str = "FABRIC"
     static: Mapping[str, Permissions] | None = None
+    page_operators: Sequence[str] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +59,7 @@ class ServerConf:
     listen: str
     store_dir: str | Path
     max_payload: str = "1MB"
-    max_file_store: str = "8GB"
+    max_file_store: str = "16GB"
     monitoring: str | None = None
     tls: Tls | None = None
     routes: Routes | None = None
@@ -108,7 +110,10 @@ def _routes(routes: Routes) -> list[str]:
 
 
 def _identities(found: Identities) -> list[str]:
-    users = [_user(found.daemon, DAEMON), *(_user(key, may) for key, may in (found.static or {}).items())]
+    users = [
+        _user(found.daemon, daemon(found.page_operators)),
+        *(_user(key, may) for key, may in (found.static or {}).items()),
+    ]
     lines = [
         "system_account: SYS",
         "accounts {",

@@ -7,7 +7,8 @@ nearly all: a claim with a hold writes the money and the task in one transaction
 their claims.
 
 **ifabric-chassis** is a daemon that runs guests and nothing else. Should one of them ever break out of everything, its
-host can forge no task, no claim, no money and no agent: it reads claims, and writes about its own runs.
+host can forge no task, no claim, no money and no agent: it reads claims, and writes about its own runs, and how far its
+audit is. That last prefix is all daemons' alike: it could put another's back, and delete nothing from the stream itself.
 
 **observer** is a person who looks. It reads no payload, no result, no receipt (they hold what was answered to agents),
 and not what permits are sealed with: who can read that can forge them.
@@ -39,6 +40,7 @@ PREFIXES: dict[bytes, str] = {
     b"posted/": "how a lost reply about money is recognised",
     b"chassis/": "runs of guests",
     b"identity/": "agents and their public keys",
+    b"audit/": "how far each daemon's audit is",
 }
 #: read by a person who looks; not all of it is everybody's business
 OBSERVED = (
@@ -54,6 +56,7 @@ OBSERVED = (
     b"chassis/runs/",
     b"chassis/kills/",
     b"identity/",
+    b"audit/",
 )
 #: what no role but root may touch, for a check to try
 FOREIGN = b"elsewhere/"
@@ -82,6 +85,7 @@ ROLES: dict[str, tuple[Grant, ...]] = {
     "ifabric": tuple(Grant(prefix, write=True) for prefix in PREFIXES),
     "ifabric-chassis": (
         Grant(b"chassis/", write=True),
+        Grant(b"audit/", write=True),
         *(Grant(prefix, write=False) for prefix in (b"fabric/", b"tasks/", b"sessions/")),
     ),
     "observer": tuple(Grant(prefix, write=False) for prefix in OBSERVED),

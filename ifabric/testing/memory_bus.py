@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from ifabric.bus.base import (
     Answer,
     Endpoint,
-    Entry,
     Headers,
     Incoming,
     Journal,
@@ -26,22 +25,12 @@ from ifabric.bus.base import (
 )
 from ifabric.clock import seeded
 from ifabric.errors import TooLarge, Unavailable
+from ifabric.testing.memory_journal import ConnectedJournal, MemoryJournal, matches
 from ifabric.testing.memory_objects import MemoryBucket, MemoryObjects
 from ifabric.wire import subjects
-from ifabric.wire.envelope import ERROR_CODE_HEADER, ERROR_HEADER, MSG_ID_HEADER, encode
+from ifabric.wire.envelope import ERROR_CODE_HEADER, ERROR_HEADER, encode
 
 PAYLOAD_MAX = 1024 * 1024
-
-
-def matches(pattern: str, subject: str) -> bool:
-    """Whether a subscription's pattern takes a subject: `*` is one token, `>` the rest."""
-    wanted, given = pattern.split("."), subject.split(".")
-    for at, want in enumerate(wanted):
-        if want == ">":
-            return len(given) > at
-        if at >= len(given) or want not in ("*", given[at]):
-            return False
-    return len(wanted) == len(given)
 
 
 @dataclass(eq=False)
@@ -245,8 +234,8 @@ class MemoryBus:
         if name not in self.hub.journals:
             if isinstance(spec, str):
                 raise Unavailable(f"JetStream does not answer: there is no stream {name}", what="jetstream")
-            self.hub.journals[name] = MemoryJournal(spec, self.hub)
-        return self.hub.journals[name]
+            self.hub.journals[name] = MemoryJournal(spec, self.hub.deliver)
+        return ConnectedJournal(self.hub.journals[name], self._check)
 
     async def objects(self, spec: ObjectSpec | str) -> Objects:
         self._check()
@@ -349,44 +338,3 @@ class MemoryService:
 
     def statistics(self) -> Mapping[str, Any]:
         return self._answer("STATS")
-
-
-@dataclass
-class MemoryJournal:
-    """A stream. A message id is stored once, whenever it comes: the window never closes here."""
-
-    spec: JournalSpec
-    hub: MemoryHub
-    entries: list[Entry] = field(default_factory=list)
-    ids: set[str] = field(default_factory=set)
-    more: asyncio.Event = field(default_factory=asyncio.Event)
-
-    def offer(self, subject: str, data: bytes, headers: Headers) -> None:
-        """Stores a message when its subject is one of the stream's."""
-        if not any(matches(pattern, subject) for pattern in self.spec.subjects):
-            return
-        ident = headers.get(MSG_ID_HEADER)
-        if ident is not None and ident in self.ids:
-            return
-        if ident is not None:
-            self.ids.add(ident)
-        self.entries.append(Entry(subject, data, dict(headers), len(self.entries) + 1))
-        self.more.set()
-        self.more = asyncio.Event()
-
-    async def append(self, entries: Sequence[tuple[str, bytes, str]]) -> None:
-        for subject, data, ident in entries:  # whoever is subscribed gets it too
-            self.hub.deliver(subject, data, {MSG_ID_HEADER: ident}, "")
-
-    async def last(self, subject: str | None = None) -> Entry | None:
-        return next((e for e in reversed(self.entries) if subject is None or e.subject == subject), None)
-
-    async def read(self, *, after_seq: int = 0, subject: str | None = None) -> AsyncIterator[Entry]:
-        while True:
-            more = self.more
-            for entry in self.entries[after_seq:]:
-                after_seq = entry.seq
-                if subject is None or matches(subject, entry.subject):
-                    yield entry
-            if more is self.more:
-                await more.wait()

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -234,6 +235,64 @@ async def test_the_journal_keeps_dedupes_and_resumes(buses: Pair) -> None:
         await two.journal("NONE")
 
 
+async def test_a_full_journal_forgets_the_oldest_or_refuses_the_new(buses: Pair) -> None:
+    one, _ = buses
+    for discard in ("old", "new"):
+        name = f"F{CLOCK.token()[:8]}".replace("-", "_")
+        subject = f"j10.{name}"
+        journal = await one.journal(JournalSpec(name, (subject,), max_age_s=60, max_bytes=64 << 10, discard=discard))
+        assert (await journal.size()).messages == 0
+        taken = 0
+        with contextlib.suppress(Unavailable) if discard == "new" else contextlib.nullcontext():
+            for n in range(100):
+                await journal.append([(subject, b"x" * 4000, f"id{n}")], strictly=True)
+                taken += 1
+        size = await journal.size()
+        assert size.max_bytes == 64 << 10
+        assert 50_000 < size.bytes <= size.max_bytes
+        assert (taken == 100) == (discard == "old")
+        last = await journal.last()
+        assert last is not None
+        assert (last.seq, last.headers["Nats-Msg-Id"]) == (taken, f"id{taken - 1}")
+        assert 12 <= size.messages <= 16
+        with contextlib.nullcontext() if discard == "old" else pytest.raises(Unavailable, match="full") as full:
+            await journal.append([(subject, b"y" * 4000, f"more{n}") for n in range(3)], strictly=True)
+        assert full is None or full.value.facts["reason"] == "full"
+        if discard == "new":  # what would still fit does not come in after what did not
+            batch = [
+                (subject, b"", "small"),
+                (subject, b"y" * 4000, "large"),
+                (subject, b"", "after"),
+                (subject, b"", "z"),
+            ]
+            with pytest.raises(Unavailable):
+                await journal.append(batch, strictly=True)
+            assert (await journal.size()).messages == taken + 1
+
+
+async def test_strictly_there_is_no_hole_and_no_disorder_whoever_else_writes(buses: Pair) -> None:
+    one, two = buses
+    name = f"S{CLOCK.token()[:8]}".replace("-", "_")
+    spec = JournalSpec(name, (f"j11.{name}.*",), max_age_s=60, max_bytes=16 << 20)
+    journals = [await one.journal(spec), await two.journal(spec)]
+
+    async def write(who: int) -> None:
+        for batch in range(20):
+            numbers = range(batch * 30, batch * 30 + 30)
+            entries = [(f"j11.{name}.{who}", b"%d" % n, f"{who}.{n}") for n in numbers]
+            await journals[who].append(entries, strictly=True)
+            if batch % 5 == 0:
+                await journals[who].append(entries[10:], strictly=True)  # again: nobody heard that they are stored
+
+    await asyncio.gather(write(0), write(1))
+    for who in (0, 1):
+        entries = journals[who].read(subject=f"j11.{name}.{who}")
+        async with asyncio.timeout(PATIENCE_S):
+            assert [int((await anext(entries)).data) for _ in range(600)] == list(range(600))
+        await entries.aclose()  # type: ignore[attr-defined]
+    assert (await journals[0].size()).messages == 1200
+
+
 async def test_what_is_closed_is_lost_and_refuses(buses: Pair) -> None:
     one, _ = buses
     await one.close()
@@ -245,6 +304,29 @@ async def test_what_is_closed_is_lost_and_refuses(buses: Pair) -> None:
     await one.connect()
     assert one.connected
     assert not one.lost.done()
+
+
+async def test_nobody_deletes_from_an_immutable_journal_or_makes_it_mutable(nats: RealServer) -> None:
+    async with connected(nats) as bus:
+        name = f"I{CLOCK.token()[:8]}".replace("-", "_")
+        spec = JournalSpec(name, (f"j12.{name}",), max_age_s=60, max_bytes=1 << 20)
+        await (await bus.journal(spec)).append([(f"j12.{name}", b"%d" % n, f"id{n}") for n in range(3)])
+        immutable = replace(spec, immutable=True)
+        journal = await bus.journal(immutable)
+        api = "$JS.API.STREAM"
+        for subject, body in (
+            (f"{api}.MSG.DELETE.{name}", b'{"seq":2}'),
+            (f"{api}.PURGE.{name}", b""),
+            (f"{api}.PURGE.{name}", b'{"keep":1}'),
+        ):
+            answer = await bus.request(subject, body, timeout_s=5)
+            assert b"not permitted" in answer.data, answer.data
+        info = json.loads((await bus.request(f"{api}.INFO.{name}", b"", timeout_s=5)).data)["config"]
+        assert (info["deny_delete"], info["deny_purge"]) == (True, True)
+        for field in ("deny_delete", "deny_purge"):
+            changed = json.dumps({**info, field: False}).encode()
+            assert b"error" in (await bus.request(f"{api}.UPDATE.{name}", changed, timeout_s=5)).data
+        assert (await journal.size()).messages == 3
 
 
 # -- the real one ---------------------------------------------------------------------------------------------------------

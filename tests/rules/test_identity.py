@@ -18,7 +18,8 @@ from ifabric.bus.serverconf import Identities, ServerConf
 from ifabric.errors import BadRequest, ConfigError, Conflict, Forbidden
 from ifabric.wire import callout, protocol, subjects
 from ifabric.wire import identity as wire
-from ifabric.wire.permissions import DAEMON, ROLES, SYSTEM, inbox_prefix, permissions
+from ifabric.wire.envelope import Mutation
+from ifabric.wire.permissions import ROLES, SYSTEM, daemon, inbox_prefix, permissions
 from ifabric_actors.identity import rules
 from ifabric_actors.identity.records import Agent
 
@@ -81,15 +82,81 @@ def test_only_an_operator_reaches_the_admin_verbs_and_only_as_itself(role: Any) 
         assert not may(allowed.publish, f"$JS.API.{destructive}")
 
 
+def test_an_auditor_reads_the_audit_and_no_other_role_but_a_backup_does() -> None:
+    for role in ROLES:
+        allowed = permissions(role, "ann", COMPONENTS)
+        read = may(allowed.publish, "$JS.API.CONSUMER.CREATE.IF_AUDIT.x") and may(allowed.subscribe, subjects.AUDIT)
+        assert read is (role == "auditor"), role
+        assert may(allowed.publish, "$JS.API.STREAM.SNAPSHOT.IF_AUDIT") is (role == "backup"), role
+        assert not may(allowed.publish, subjects.audit("coordinator", "claim")), role
+    auditor = permissions("auditor", "ann", COMPONENTS)
+    for request in protocol.REQUESTS:
+        subject = subjects.request(request.component, request.verb, "ann", admin=request.admin)
+        assert may(auditor.publish, subject) is (request.verb == "whoami"), subject
+
+
 def test_the_daemon_cannot_be_made_to_say_a_command() -> None:
+    allowed = daemon()
     for request in protocol.REQUESTS:
         for_sessions = request.component == "governor" and request.verb in ("balance", "commit", "admit", "report")
         subject = subjects.request(request.component, request.verb, "alice", admin=request.admin)
-        assert may(DAEMON.publish, subject) is for_sessions
-        assert may(DAEMON.subscribe, subjects.endpoint(request.component, request.verb, admin=request.admin))
-    assert may(DAEMON.publish, "_INBOX.alice.xyz.1")
-    assert not may(DAEMON.publish, "_INBOX.alice")
+        assert may(allowed.publish, subject) is for_sessions
+        assert may(allowed.subscribe, subjects.endpoint(request.component, request.verb, admin=request.admin))
+    assert may(allowed.publish, "_INBOX.alice.xyz.1")
+    assert not may(allowed.publish, "_INBOX.alice")
+    assert may(allowed.subscribe, subjects.EVERY_EVENT)
     assert not may(SYSTEM.publish, "$SYS.REQ.CLAIMS.UPDATE")
+
+
+def test_the_live_page_looks_under_a_name_of_its_own_and_acts_for_its_operators_alone() -> None:
+    plain, allowed = daemon(), daemon(["ann"])
+    acting = set()
+    for request in protocol.REQUESTS:
+        looks = not issubclass(request, Mutation) and request.verb not in ("renew", "admit", "report", "replay")
+        subject = subjects.request(request.component, request.verb, subjects.PAGE_SESSION, admin=request.admin)
+        if may(plain.publish, subject):
+            assert looks or may(plain.publish, subject.replace("_page", "alice")), f"{subject} changes something"
+        if may(allowed.publish, subjects.request(request.component, request.verb, "ann", admin=request.admin)):
+            acting.add((request.component, request.verb, request.admin))
+    assert {one for one in acting if one[2]} == {
+        ("coordinator", "cancel", True),
+        ("coordinator", "requeue", True),
+        ("governor", "account", True),
+        ("governor", "breaker", True),
+        ("chassis", "kill", True),
+    }
+    assert not may(allowed.publish, subjects.request("coordinator", "cancel", "bob", admin=True))
+    assert not may(allowed.publish, subjects.request("coordinator", "purge", "ann", admin=True))
+    for question in (("coordinator", "list", False), ("coordinator", "sessions", True), ("governor", "accounts", True)):
+        component, verb, admin = question
+        assert may(plain.publish, subjects.request(component, verb, subjects.PAGE_SESSION, admin=admin))
+
+
+@pytest.mark.parametrize("role", list(ROLES))
+def test_nobody_else_speaks_or_listens_as_the_live_page(role: Any) -> None:
+    allowed = permissions(role, "ann", COMPONENTS)
+    for request in protocol.REQUESTS:
+        subject = subjects.request(request.component, request.verb, subjects.PAGE_SESSION, admin=request.admin)
+        assert not may(allowed.publish, subject)
+        assert not may(allowed.subscribe, subject)
+    assert not may(allowed.subscribe, f"{subjects.DAEMON_INBOX}.x.y")
+    assert not may(allowed.subscribe, "_INBOX._page.x")
+
+
+def test_an_observer_may_ask_what_changes_nothing() -> None:
+    allowed = permissions("observer", "ann", COMPONENTS)
+    for component, verb in (("coordinator", "sessions"), ("governor", "accounts")):
+        assert may(allowed.publish, subjects.request(component, verb, "ann", admin=True))
+        assert not may(allowed.publish, subjects.request(component, verb, "bob", admin=True))
+    assert may(allowed.publish, subjects.request("chassis", "runs", "ann"))
+
+
+def test_a_name_of_the_fabric_itself_is_nobody_s() -> None:
+    page = subjects.PAGE_SESSION
+    with pytest.raises(Forbidden, match="fabric itself"):
+        rules.created(wire.CreateAgent(agent=page, public_key=A), None, "ann", NOW)
+    assert rules.badge(page, agent(), A, NOW) is None
+    assert rules.operator_of(A, {page: A}) is None
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,8 @@ import pytest
 import wasmtime
 
 from ifabric import credentials
+from ifabric.audit import reading
+from ifabric.audit.verifying import Examination
 from ifabric.client import Client
 from ifabric.errors import CapabilityMissing, Conflict, Forbidden, Unavailable, Unreachable
 from ifabric.store.base import Put, Txn
@@ -331,6 +333,98 @@ async def test_an_observer_changes_nothing_and_a_backup_reads_no_request(there: 
         ):
             assert not await stranger.publish(subject)
         assert not await stranger.subscribe("if.v1.>")
+
+
+def forbidden_to_auditors(me: str) -> list[str]:
+    """Where an auditor must not publish: among commands, events and records, and to JetStream but to read."""
+    reading = ("STREAM.INFO.", "STREAM.MSG.GET.", "CONSUMER.CREATE.", "CONSUMER.DELETE.")
+    streams = [
+        what
+        for what in JETSTREAM
+        if not (
+            what.startswith(reading) and what.split(".")[-1 if what[-1] != "x" else -2] in ("IF_EVENTS", "IF_AUDIT")
+        )
+    ]
+    verbs = [(r.component, r.verb, r.admin) for r in protocol.REQUESTS if r.verb != "whoami"]
+    return [
+        *(subjects.request(component, verb, me, admin=admin) for component, verb, admin in verbs),
+        *(subjects.request(component, verb, "bob", admin=admin) for component, verb, admin in verbs),
+        *(subjects.audit(component, verb) for component, verb, _ in verbs),
+        *(subjects.event(*about) for about in protocol.EVENTS),
+        *(f"$JS.API.{what}" for what in streams),
+        *(
+            f"$JS.API.STREAM.{verb}.IF_AUDIT"
+            for verb in ("CREATE", "UPDATE", "DELETE", "PURGE", "MSG.DELETE", "RESTORE")
+        ),
+        *("_INBOX.bob.x", "_IFABRIC.x", "$O.IF_MODULES.M.x", "$SRV.PING", *SYSTEM),
+    ]
+
+
+async def test_an_auditor_reads_the_audit_and_changes_and_claims_nothing(there: Town) -> None:
+    auditor = await there.create("checks", role="auditor")
+    done = 0
+    async with there.raw(auditor) as stranger:
+        for subject in (
+            *(
+                "$JS.API.STREAM.INFO.IF_AUDIT",
+                "$JS.API.STREAM.MSG.GET.IF_AUDIT",
+                "$JS.API.CONSUMER.CREATE.IF_AUDIT.x.if.y",
+            ),
+            *("$JS.API.STREAM.INFO.IF_EVENTS", "$JS.API.CONSUMER.CREATE.IF_EVENTS.x", "if.v1.identity.whoami.checks"),
+            *("$JS.FC.IF_AUDIT.x.y", "$JS.API.CONSUMER.DELETE.IF_AUDIT.x"),
+        ):
+            assert await stranger.publish(subject, reply="_INBOX.checks.x"), subject
+        for subject in (subjects.AUDIT, subjects.EVENTS, "_INBOX.checks.>"):
+            assert await stranger.subscribe(subject), subject
+        for subject in forbidden_to_auditors("checks"):
+            assert not await stranger.publish(subject), f"published to {subject}"
+            done += 1
+        allowed = (subjects.AUDIT, subjects.EVENTS, "if.v1.event.*.*", "if.v1.event.budget.>", "if.v1.event.chassis.>")
+        for subject, queue in forbidden_subscriptions("checks", "bob"):
+            if subject not in allowed:
+                assert not await stranger.subscribe(subject, queue), f"subscribed to {subject} {queue}"
+                done += 1
+    assert done > 250
+    print(f"{done} attempts of an auditor's, all denied")
+
+
+@pytest.mark.parametrize("role", ["agent", "operator", "observer"])
+async def test_nobody_but_an_auditor_reads_the_audit_and_is_told_what_to_do(there: Town, role: str) -> None:
+    one = await there.create(f"curious-{role}", role=role)
+    async with there.raw(one) as stranger:
+        for api in (
+            *("STREAM.INFO.IF_AUDIT", "STREAM.MSG.GET.IF_AUDIT", "STREAM.SNAPSHOT.IF_AUDIT", "DIRECT.GET.IF_AUDIT"),
+            *("CONSUMER.CREATE.IF_AUDIT", "CONSUMER.CREATE.IF_AUDIT.x", "CONSUMER.CREATE.IF_AUDIT.x.if.v1.audit.>"),
+        ):
+            assert not await stranger.publish(f"$JS.API.{api}"), api
+        assert not await stranger.subscribe(subjects.AUDIT)
+        assert not await stranger.subscribe("if.v1.audit.coordinator.claim")
+    async with there.bus(one) as bus:
+        with pytest.raises(Forbidden, match="--role auditor"):
+            await reading.facts(bus)
+
+
+async def test_an_auditor_s_credential_is_enough_to_read_and_to_verify(there: Town) -> None:
+    """Through the server's permissions, flow control and all."""
+    auditor = await there.create("reads", role="auditor")
+    async with there.client(await there.create("audited")) as client:
+        await client.submit([{"id": "audited-1"}])
+    async with there.bus(auditor) as bus:
+
+        async def told() -> list[str]:
+            stream = await reading.facts(bus)
+            wanted = reading.Wanted(component="coordinator", verb="submit")
+            read = reading.messages(bus, CLOCK, until_seq=stream.last_seq, wanted=wanted)
+            return [one.subject async for one in read if wanted.has(one) and b'"audited"' in one.data]
+
+        assert await eventually(told) == [subjects.audit("coordinator", "submit")]
+        stream = await reading.facts(bus)
+        examination = Examination(stream, None)
+        async for one in reading.messages(bus, CLOCK, until_seq=stream.last_seq):
+            examination.add(one)
+        report = examination.report(CLOCK.wall_ms(), max_age_s=90 * 86_400)
+        assert (report.broken, report.findings) == (False, ())
+        assert report.chains >= 2
 
 
 async def connect_by_hand(

@@ -137,13 +137,17 @@ class Stranger:
 
 
 @contextlib.asynccontextmanager
-async def town(folder: Path, *, size: int = 3, daemons: int = 2, **config: Any) -> AsyncIterator[Town]:
-    """A town with so many NATS servers and daemons."""
+async def town(
+    folder: Path, *, size: int = 3, daemons: int = 2, page_operators: tuple[str, ...] = (), **config: Any
+) -> AsyncIterator[Town]:
+    """A town with so many NATS servers and daemons, which may act for these operators from their live page."""
     issuer, system, daemon = credentials.make(kind="account"), credentials.make(), credentials.make()
     operator = credentials.make("ann")
     for name, one in (("issuer", issuer), ("system", system), ("daemon", daemon)):
         one.write(folder / f"{name}.nk")
-    identities = Identities(issuer=issuer.public_key, daemon=daemon.public_key, system=system.public_key)
+    identities = Identities(
+        issuer=issuer.public_key, daemon=daemon.public_key, system=system.public_key, page_operators=page_operators
+    )
     given = {
         "nats": {"nkey_seed_file": str(folder / "daemon.nk")},
         "identity": {

@@ -8,7 +8,8 @@ no daemon could reach NATS.
 
 **Whoever is not let in costs little.** Anybody who reaches a server's port makes it ask, with or without a key. Few
 questions are answered at once, so that a flood of them takes turns with the daemon's other work; one that has waited
-longer than the server does is thrown away; and the log tells of some refusals and counts the rest.
+longer than the server does is thrown away; and the log and the audit tell of some refusals and count the rest: else
+whoever has no key could fill the audit, which then takes nothing from anybody.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ import msgspec
 from ifabric.actor.base import Context
 from ifabric.bus.base import Bus, Incoming, Subscription
 from ifabric.cancellation import cancel_and_wait
-from ifabric.errors import BadRequest, FabricError, Internal
+from ifabric.errors import BadRequest, FabricError, Forbidden, Internal, Overloaded
+from ifabric.handling import Handling
 from ifabric.wire import callout
 from ifabric.wire.envelope import encode
 from ifabric.wire.permissions import permissions
@@ -45,6 +47,15 @@ QUEUE = "identity"
 #: of what calls itself a key, for the log
 KEY_MAX = 60
 _CONNECTIONS = "$SYS.REQ.SERVER.PING.CONNZ"
+
+
+class Connect(msgspec.Struct, frozen=True):
+    """What a witness is told that a connection has asked for."""
+
+    #: where it comes from
+    subject: str
+    #: itself, and those like it before that nobody was told of; None: it is the only one
+    count: int | None = None
 
 
 class _Connection(msgspec.Struct):
@@ -98,8 +109,7 @@ class Gate:
 
     def _take(self, incoming: Incoming) -> None:
         if len(self._answering) >= WAITING_MAX:
-            self._refusals["overloaded"].inc()
-            incoming.drop()
+            self._overloaded(incoming, self._context.clock.monotonic())
             return
         task = asyncio.create_task(self._in_turn(incoming, self._context.clock.monotonic()), name="auth callout")
         self._answering.add(task)
@@ -108,16 +118,21 @@ class Gate:
     async def _in_turn(self, incoming: Incoming, arrived: float) -> None:
         async with self._turns:
             if self._context.clock.monotonic() - arrived > LATE_S:
-                self._refusals["overloaded"].inc()
-                incoming.drop()
+                self._overloaded(incoming, arrived)
                 return
-            await self._answer(incoming)
+            await self._answer(incoming, arrived)
 
-    async def _answer(self, incoming: Incoming) -> None:
+    def _overloaded(self, incoming: Incoming, arrived: float) -> None:
+        """It is not even read: that is how little it may cost."""
+        self._refusals["overloaded"].inc()
+        self._tell("too many want in at once", arrived, Overloaded(what="identity"))
+        incoming.drop()
+
+    async def _answer(self, incoming: Incoming, arrived: float) -> None:
         try:
             asked = callout.read(incoming.data)
         except BadRequest as error:
-            self._tell("an auth callout cannot be read", why=error.message)
+            self._tell("an auth callout cannot be read", arrived, error, why=error.message)
             incoming.drop()
             return
         now_ms = self._context.clock.wall_ms()
@@ -127,11 +142,13 @@ class Gate:
             FabricError
         ) as error:  # not now is no no: without an answer, whoever waits is told nothing, and comes again
             self._refusals["unavailable"].inc()
-            self._tell("nobody can say who it is", why=error.message, key=asked.public_key[:KEY_MAX], host=asked.host)
+            key = asked.public_key[:KEY_MAX]
+            self._tell("nobody can say who it is", arrived, error, why=error.message, key=key, host=asked.host)
             incoming.drop()
             return
         if isinstance(found, Badge):
             self._let_in.inc()
+            self._witness(found.name, arrived, asked.host)
             self._context.log.debug("let in", agent=found.name, role=found.role, host=asked.host)
             body = callout.granted(
                 asked,
@@ -143,7 +160,8 @@ class Gate:
             )
         else:
             self._refusals[found.partition(":")[0]].inc()
-            self._tell("not let in", why=found, key=asked.public_key[:KEY_MAX], host=asked.host, name=asked.name)
+            key = asked.public_key[:KEY_MAX]
+            self._tell("not let in", arrived, Forbidden(found), why=found, key=key, host=asked.host, name=asked.name)
             body = callout.refused(asked, found, issuer=self._issuer, now_s=now_ms // 1000)
         try:
             await incoming.respond(body)
@@ -164,17 +182,29 @@ class Gate:
         found = None if name is None else rules.badge(name, agent, asked.public_key, now_ms)
         return found or "unknown: nobody has this key, or its owner was revoked"
 
-    def _tell(self, what: str, **about: str) -> None:
-        """Logs it, unless there was enough of that a moment ago."""
+    def _witness(
+        self, session: str, arrived: float, host: str, error: FabricError | None = None, count: int | None = None
+    ) -> None:
+        handling = Handling("identity", "connect", session, arrived)
+        handling.message = Connect(host[:KEY_MAX], count)
+        handling.ended = self._context.clock.monotonic()
+        if error is not None:
+            handling.outcome, handling.error = "refused", error
+        self._context.tell(handling)
+
+    def _tell(self, what: str, arrived: float, error: FabricError, **about: str) -> None:
+        """Logs it and tells the witnesses, unless there was enough of that a moment ago."""
         now = self._context.clock.monotonic()
         self._to_log = min(LOGGED, self._to_log + (now - self._logged_at) / LOGGED_EVERY_S)
         self._logged_at = now
         if self._to_log < 1:
             self._unlogged += 1
             return
-        more, self._unlogged = ({"not_logged_before": self._unlogged} if self._unlogged else {}), 0
+        before, self._unlogged = self._unlogged, 0
         self._to_log -= 1
+        more = {"not_logged_before": before} if before else {}
         self._context.log.warning(what, **about, **more)
+        self._witness("", arrived, about.get("host", ""), error, before + 1 if before else None)
 
     # -- those that are there ----------------------------------------------------------------------------------------
 

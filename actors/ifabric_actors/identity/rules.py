@@ -14,6 +14,7 @@ from msgspec.structs import replace
 from ifabric.errors import Conflict, Forbidden
 from ifabric.wire import identity as wire
 from ifabric.wire.permissions import Role
+from ifabric.wire.subjects import RESERVED_SESSIONS
 from ifabric_actors.identity.records import Agent
 
 #: characters of a public key that tell it from every other of one name
@@ -35,7 +36,7 @@ class Badge(NamedTuple):
 
 def badge(name: str, agent: Agent | None, public_key: str, now_ms: int) -> Badge | None:
     """The badge of a proven key; None when it is let in no more."""
-    if agent is None or agent.revoked_at:
+    if agent is None or agent.revoked_at or name in RESERVED_SESSIONS:
         return None
     former = bool(agent.former_key) and public_key == agent.former_key and now_ms < agent.former_until
     return Badge(name, agent.role, public_key) if public_key == agent.public_key or former else None
@@ -44,7 +45,7 @@ def badge(name: str, agent: Agent | None, public_key: str, now_ms: int) -> Badge
 def operator_of(public_key: str, operators: Mapping[str, str]) -> Badge | None:
     """The badge of an operator whom the configuration names."""
     found = next((name for name, key in operators.items() if key == public_key), None)
-    return None if found is None else Badge(found, "operator", public_key)
+    return None if found is None or found in RESERVED_SESSIONS else Badge(found, "operator", public_key)
 
 
 def refuse_configured(name: str, operators: Mapping[str, str]) -> None:
@@ -68,7 +69,9 @@ def users_of(name: str, agent: Agent | None, operators: Mapping[str, str], now_m
 
 
 def created(message: wire.CreateAgent, there: Agent | None, by: str, now_ms: int) -> Agent:
-    """The record of a new one. `Conflict` when the name is taken."""
+    """The record of a new one. `Conflict` when the name is taken, `Forbidden` when it is the fabric's own."""
+    if message.agent in RESERVED_SESSIONS:
+        raise Forbidden(f"{message.agent} is a name of the fabric itself; nothing was changed", agent=message.agent)
     made = Agent(
         role=message.role,
         public_key=message.public_key,
