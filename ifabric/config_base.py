@@ -33,3 +33,4 @@ class Logging(Section, frozen=True, kw_only=True):
     level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
     format: Literal["json", "text", "auto"] = "auto"
     output: Name = "stderr"
+    repeats_per_minute: Annotated[int, Meta(ge=0, le=1_000_000)] = 60

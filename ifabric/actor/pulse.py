@@ -10,12 +10,16 @@ connection and rebuild the actors from the store.
 from __future__ import annotations
 
 import asyncio
+from collections import deque
+from collections.abc import Callable
 
 from ifabric.cancellation import cancel_and_wait
 from ifabric.clock import Clock
 
 BEAT_S = 0.25
 FROZEN_S = 2.0
+#: how far back the worst lag is known
+WORST_WITHIN_S = 60.0
 
 
 class Pulse:
@@ -27,6 +31,10 @@ class Pulse:
         self._task: asyncio.Task[None] | None = None
         self._lost: asyncio.Future[str] | None = None
         self.lag_s = 0.0
+        #: (when, lag), each the worst since then: the first is the worst of all
+        self._worst: deque[tuple[float, float]] = deque()
+        #: called at each beat
+        self.each_beat: Callable[[], None] = lambda: None
 
     @property
     def lost(self) -> asyncio.Future[str] | None:
@@ -53,12 +61,28 @@ class Pulse:
             return False
         late = self._clock.monotonic() - self._beat_at
         if late > FROZEN_S + BEAT_S and not self._lost.done():
+            self._note(late - BEAT_S)
             self._lost.set_result(f"the process stood still for {late:.1f} s")
         return self._lost.done()
+
+    def worst_s(self, within_s: float = WORST_WITHIN_S) -> float:
+        """The worst lag of the last so many seconds, which are at most `WORST_WITHIN_S`."""
+        since = self._clock.monotonic() - within_s
+        return next((lag for at, lag in self._worst if at >= since), 0.0)
+
+    def _note(self, lag_s: float) -> None:
+        now, worst = self._clock.monotonic(), self._worst
+        self.lag_s = lag_s
+        while worst and worst[-1][1] <= lag_s:
+            worst.pop()
+        worst.append((now, lag_s))
+        while worst[0][0] < now - WORST_WITHIN_S:
+            worst.popleft()
 
     async def _run(self) -> None:
         while not self.frozen():
             now = self._clock.monotonic()
-            self.lag_s = max(0.0, now - self._beat_at - BEAT_S)
+            self._note(max(0.0, now - self._beat_at - BEAT_S))
             self._beat_at = now
+            self.each_beat()
             await self._clock.sleep(BEAT_S)

@@ -56,7 +56,7 @@ def run(
         signal.signal(number, lambda *_: sys.exit(0))
     folder = state_dir or (Path(loaded.state_dir) if loaded.state_dir else default_state_dir())
     logging = loaded.coordinator.logging
-    log.setup(logging.level, logging.format, logging.output)
+    log.setup(logging.level, logging.format, logging.output, logging.repeats_per_minute)
     for warning in warnings:
         log.get().warning(warning)
     try:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ifabric.actor.base import Actor, Caller, Context, handles
+from ifabric.actor.dependencies import Dependencies
 from ifabric.clock import rfc3339
 from ifabric.wire import chassis as wire
 from ifabric_actors.chassis import confinement, frames, records
@@ -62,7 +63,7 @@ class Chassis(Actor):
         self._cache = Cache(self._folder(), config, metrics, log, compile=self.pool.compile)
         self.uploads = Uploads(context.bus, context.store, clock, config, log)
         self.modules = Modules(context.bus, clock, config, self._cache, self.uploads, log)
-        self._vault = Vault(config.credentials, clock, metrics, log)
+        self._vault = Vault(config.credentials, clock, metrics, log, context.parts.get(Dependencies, Dependencies))
         self._egress = Egress(config.endpoints, self._vault, GovernorBreakers(context.bus), clock, metrics)
         self.register = Register(context)
         self._announcer = Announcer(context)

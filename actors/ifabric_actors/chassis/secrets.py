@@ -18,6 +18,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, final
 from urllib.parse import quote
 
+from ifabric.actor.dependencies import Dependencies
 from ifabric.clock import Clock
 from ifabric.errors import Unavailable
 from ifabric_actors.chassis.scrub import forms_of
@@ -85,9 +86,12 @@ class _Entry:
 class Vault:
     """Headers with secrets in them. `keep` is a task of the actor's."""
 
-    def __init__(self, config: Any, clock: Clock, metrics: Metrics, log: Any) -> None:
-        """`config` is the section `chassis.credentials`."""
+    def __init__(
+        self, config: Any, clock: Clock, metrics: Metrics, log: Any, dependencies: Dependencies | None = None
+    ) -> None:
+        """`config` is the section `chassis.credentials`; `dependencies` are told of how Vault is."""
         self._config, self._clock, self._log = config, clock, log
+        self._dependencies = Dependencies() if dependencies is None else dependencies
         self._lines = Lines(config, metrics)
         self._login: TokenFile | AppRole = (
             AppRole(config, self._lines, clock, log)
@@ -169,6 +173,7 @@ class Vault:
         if (why is None) != (self.trouble is None):
             self._log.warning("Vault is not to be had", why=why) if why else self._log.info("Vault answers again")
         self.trouble = why
+        self._dependencies.report("vault", why, self._clock.monotonic())
         return answer
 
     async def _fetch(self, path: str) -> _Entry | Failed:
