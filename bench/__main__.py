@@ -7,7 +7,7 @@ import sys
 
 import uvloop
 
-QUESTIONS = ("claims", "sessions", "idle", "budgets", "breakers", "matching", "sandbox", "secured")
+QUESTIONS = ("claims", "sessions", "idle", "budgets", "breakers", "matching", "sandbox", "secured", "observing", "page")
 
 
 def main() -> None:

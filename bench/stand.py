@@ -34,15 +34,17 @@ class Stand:
 
 
 @contextlib.asynccontextmanager
-async def stand(**environ: str) -> AsyncIterator[Stand]:
-    """A daemon with embedded servers, ready."""
+async def stand(*, settings: str = "", program: str = "ifabric", **environ: str) -> AsyncIterator[Stand]:
+    """A daemon with embedded servers, ready. `settings` are more lines of its configuration; `program` is the module
+    that is run instead of `ifabric`.
+    """
     with tempfile.TemporaryDirectory(prefix="ifabric-bench-") as name:
         folder = Path(name)
         config = folder / "bench.yaml"
-        config.write_text("http: {port: 0}\ncoordinator: {logging: {level: WARNING}}\n")
+        config.write_text("http: {port: 0}\ncoordinator: {logging: {level: WARNING}}\n" + settings)
         started = monotonic()
         daemon = subprocess.Popen(
-            [sys.executable, "-m", "ifabric", "run", "--config", str(config), "--state-dir", name],
+            [sys.executable, "-m", program, "run", "--config", str(config), "--state-dir", name],
             env={**os.environ, **environ},
         )
         try:

@@ -22,8 +22,18 @@ from ifabric import endpoints
 from ifabric.bus.base import Answer, Bus
 from ifabric.clock import Clock
 from ifabric.errors import BreakerOpen, BudgetShort, FabricError, NoTaskMatches, Unavailable, Unreachable, from_body
+from ifabric.tracing.asking import Asking, asks
 from ifabric.wire import protocol, subjects
-from ifabric.wire.envelope import DEADLINE_HEADER, ERROR_CODE_HEADER, Mutation, Reply, Request, encode, loads
+from ifabric.wire.envelope import (
+    DEADLINE_HEADER,
+    ERROR_CODE_HEADER,
+    TRACE_HEADER,
+    Mutation,
+    Reply,
+    Request,
+    encode,
+    loads,
+)
 
 T = TypeVar("T")
 
@@ -45,6 +55,8 @@ class Line:
 
     def __init__(self, bus: Bus, clock: Clock, *, session: str, timeout_s: float, where: str) -> None:
         self.session = session
+        #: W3C traceparent that requests go on with where this process has no span of OpenTelemetry; "" for none
+        self.trace = ""
         self._bus = bus
         self._clock = clock
         self._timeout_s = timeout_s
@@ -59,6 +71,18 @@ class Line:
         """
         if isinstance(message, Mutation) and message.request_id is None:
             message = msgspec.structs.replace(message, request_id=self._clock.token())
+        asking = asks(message, self.session, self.trace)
+        if asking is None:
+            return await self._answered(message, None, attempt_s, again)
+        try:
+            reply = await self._answered(message, asking, attempt_s, again)
+        except BaseException as error:
+            asking.end(error)
+            raise
+        asking.end()
+        return reply
+
+    async def _answered(self, message: Request, asking: Asking | None, attempt_s: float | None, again: bool) -> Any:
         subject = subjects.request(message.component, message.verb, self.session, admin=message.admin)
         data = encode(message)
         began = self._clock.monotonic()
@@ -67,6 +91,8 @@ class Line:
             short = self._clock.monotonic() - began < SHORT_FOR_S
             patience_s = attempt_s or min(SHORT_ATTEMPT_S if short else ATTEMPT_S, self._timeout_s)
             headers = {DEADLINE_HEADER: str(int(patience_s * 1000))}
+            if asking is not None:
+                headers[TRACE_HEADER] = asking.traceparent
             try:
                 answer = await self._bus.request(subject, data, timeout_s=patience_s, headers=headers)
                 return _read(message, answer)

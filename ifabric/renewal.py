@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import contextvars
 from typing import Protocol
 
 from ifabric.cancellation import cancel_and_wait
@@ -68,7 +69,9 @@ class Renewal:
         self._ttl_s = ttl_s
         self._trusted_until = sent + ttl_s * TRUST
         if self._task is None:
-            self._task = asyncio.create_task(self._run(), name=f"renew {self._name}")
+            # in no context: it outlives what the first request was for, and its trace
+            run = self._run()
+            self._task = asyncio.create_task(run, name=f"renew {self._name}", context=contextvars.Context())
 
     async def stop(self) -> None:
         """Renews no more. Twice is harmless."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, TypeVar
 
@@ -26,7 +27,7 @@ def client(
     name = session_of(session, credential_of(at.credentials))
     if name is not None and not SESSION.fullmatch(name):
         raise ConfigError(f"the session {name!r} is none: it must match {SESSION.pattern}")
-    return Client.connect(
+    made = Client.connect(
         at.nats,
         session=name,
         ttl_s=ttl_s,
@@ -36,6 +37,8 @@ def client(
         credentials=at.credentials,
         ca=at.ca,
     )
+    made.trace = os.environ.get("TRACEPARENT", "")  # of the job or script that this command is a step of
+    return made
 
 
 def whose(session: str | None, where: Where | None) -> str:

@@ -38,6 +38,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from ifabric.cancellation import cancel_and_wait
 from ifabric.errors import FabricError, Overloaded, Unavailable
+from ifabric.handling import CURRENT
 from ifabric.store.base import (
     Compare,
     Delete,
@@ -59,6 +60,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from ifabric.clock import Clock
+    from ifabric.handling import Span
     from ifabric.metrics import Metrics
 
 INCARNATION_KEY = b"fabric/incarnation"
@@ -160,12 +162,16 @@ class Committer:
         assert len(request.then) <= REQUEST_OPS_MAX
         assert len(request.compares) <= COMPARES_MAX
         future: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
-        self._room.add(Waiting(request, future))
+        waiting = Waiting(request, future)
+        self._room.add(waiting)
         if not self._scheduled and self._batch is None and self._room.ready:
             # at the end of this turn of the loop, so that commands which arrived together go together
             self._scheduled = True
             asyncio.get_running_loop().call_soon(self._send)
-        return await future
+        handling = CURRENT.get()
+        if handling is None or handling.span is None:
+            return await future
+        return await _recorded(waiting, handling.span)
 
     # -- sending batches --------------------------------------------------------------------------------------------
 
@@ -197,6 +203,9 @@ class Committer:
 
     async def _attempt(self, batch: list[Waiting], started: float) -> None:
         self._batch_size.observe(len(batch))
+        for waiting in batch:
+            if waiting.span is not None:
+                waiting.span.event("sent", {"ifabric.commit.batch_size": len(batch)})
         try:
             await self._until_known(batch, started)
         except Unavailable as gone:
@@ -326,6 +335,19 @@ class Committer:
                 continue
             self.down = None
             return
+
+
+async def _recorded(waiting: Waiting, parent: Span) -> Outcome:
+    """The outcome, with a span of the request's own, from now to then: the batch that carries it has many parents."""
+    waiting.span = span = parent.child("commit")
+    try:
+        outcome = await waiting.future
+    except BaseException as error:
+        span.end(error)
+        raise
+    span.note({"ifabric.commit.succeeded": outcome.succeeded, "ifabric.revision": outcome.revision})
+    span.end()
+    return outcome
 
 
 def _fail(waiting: Waiting, error: FabricError) -> None:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     import asyncio
     from collections.abc import Iterator
 
+    from ifabric.handling import Span
     from ifabric.store.commit import Outcome, Request
 
 #: requests in one transaction. etcd counts one for each plus the largest inside, and allows 128.
@@ -35,7 +36,7 @@ SHARED_OPS_MAX = 24
 class Waiting:
     """A request that was accepted, until it is answered. `doubt`: an earlier attempt may have been carried out."""
 
-    __slots__ = ("behind", "doubt", "followers", "future", "keys", "large", "request", "size_bytes")
+    __slots__ = ("behind", "doubt", "followers", "future", "keys", "large", "request", "size_bytes", "span")
 
     def __init__(self, request: Request, future: asyncio.Future[Outcome]) -> None:
         self.request = request
@@ -44,6 +45,8 @@ class Waiting:
         self.size_bytes = sum([len(op.key) + len(op.value) for op in request.then if type(op) is Put])
         self.large = max(len(request.then), len(request.compares), len(request.otherwise)) > SHARED_OPS_MAX
         self.doubt = False
+        #: what is recorded of it; None where nothing is
+        self.span: Span | None = None
         #: how many older requests for one of its keys are not over, and who waits for this one
         self.behind = 0
         self.followers: list[Waiting] = []

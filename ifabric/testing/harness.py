@@ -17,6 +17,7 @@ from ifabric.bus.base import Bus
 from ifabric.clock import Clock, SystemClock
 from ifabric.config import Config, Coordinator, Governor
 from ifabric.config_chassis import Chassis
+from ifabric.handling import Tracer, Witness
 from ifabric.metrics import Metrics
 from ifabric.store.base import Store
 from ifabric.store.commit import Committer
@@ -36,6 +37,7 @@ class Daemon:
         governor: Mapping[str, object] | None = None,
         chassis: Mapping[str, object] | None = None,
         state_dir: Path | None = None,
+        tracer: Tracer | None = None,
         **coordinator: object,
     ) -> None:
         self.clock = clock or SystemClock()
@@ -53,6 +55,9 @@ class Daemon:
             state_dir=None if state_dir is None else str(state_dir),
         )
         self._parts = Parts()
+        #: set before `start`
+        self.witnesses: tuple[Witness, ...] = ()
+        self._tracer = tracer
         #: of the first actor, and of all
         self.runner: Runner | None = None
         self.runners: list[Runner] = []
@@ -79,6 +84,8 @@ class Daemon:
             settings=self._settings,
             log=structlog.get_logger(),
             parts=self._parts,
+            witnesses=self.witnesses,
+            tracer=self._tracer,
         )
 
         def make(given: Context) -> Actor:

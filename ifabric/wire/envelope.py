@@ -14,6 +14,7 @@ from typing import Annotated, Any, ClassVar, Literal, TypeVar
 import msgspec
 
 from ifabric.errors import BadRequest
+from ifabric.handling import CURRENT
 from ifabric.wire.subjects import SESSION_ID, TASK_ID
 
 ERROR_HEADER = "Nats-Service-Error"
@@ -90,6 +91,14 @@ def decode(decoder: msgspec.json.Decoder[M], data: bytes) -> M:
     if data.count(b"[") + data.count(b"{") > NESTING_MAX and _depth(data) > NESTING_MAX:
         raise BadRequest(f"the payload is nested too deeply: {NESTING_MAX} levels are allowed")
     return message
+
+
+def onward() -> dict[str, str] | None:
+    """Headers for a request that is made because of the message being handled: it goes on with that one's trace."""
+    handling = CURRENT.get()
+    if handling is None or not handling.trace:
+        return None
+    return {TRACE_HEADER: handling.trace if handling.span is None else handling.span.traceparent}
 
 
 def _depth(data: bytes) -> int:

@@ -9,7 +9,7 @@ import msgspec
 from ifabric.actor.base import Context
 from ifabric.errors import BadRequest, FabricError, Unavailable, UnknownHold, from_body
 from ifabric.wire import governor, subjects
-from ifabric.wire.envelope import ERROR_CODE_HEADER, Request, encode, loads
+from ifabric.wire.envelope import ERROR_CODE_HEADER, Request, encode, loads, onward
 
 ASK_S = 2.0
 #: how long a charge is tried: the governor may be restarting
@@ -59,7 +59,7 @@ class Bill:
     async def _ask(self, message: Request, session: str) -> bytes:
         subject = subjects.request(message.component, message.verb, session)
         try:
-            answer = await self._bus.request(subject, encode(message), timeout_s=ASK_S)
+            answer = await self._bus.request(subject, encode(message), timeout_s=ASK_S, headers=onward())
         except Unavailable as error:
             raise Unavailable(f"the governor does not answer: {error}", what="governor") from None
         if ERROR_CODE_HEADER in answer.headers:

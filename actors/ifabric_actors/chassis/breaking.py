@@ -12,7 +12,7 @@ from ifabric.bus.base import Bus
 from ifabric.errors import BreakerOpen, FabricError, Overloaded, Unavailable, from_body
 from ifabric.wire import governor as wire
 from ifabric.wire import subjects
-from ifabric.wire.envelope import ERROR_CODE_HEADER, Request, decode, encode, loads
+from ifabric.wire.envelope import ERROR_CODE_HEADER, Request, decode, encode, loads, onward
 from ifabric.wire.governor import Verdict
 
 R = TypeVar("R", bound=msgspec.Struct)
@@ -90,7 +90,7 @@ class GovernorBreakers:
 
     async def _ask(self, message: Request, session: str, reply: msgspec.json.Decoder[R]) -> R:
         subject = subjects.request(message.component, message.verb, session)
-        answer = await self._bus.request(subject, encode(message), timeout_s=ASK_TIMEOUT_S)
+        answer = await self._bus.request(subject, encode(message), timeout_s=ASK_TIMEOUT_S, headers=onward())
         if ERROR_CODE_HEADER in answer.headers:
             raise from_body(loads(answer.data))
         return decode(reply, answer.data)

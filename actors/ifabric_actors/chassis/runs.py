@@ -32,8 +32,9 @@ from ifabric.errors import (
     Trap,
     Unavailable,
 )
+from ifabric.handling import CURRENT, step
 from ifabric.wire import chassis as wire
-from ifabric_actors.chassis import frames, limits, records
+from ifabric_actors.chassis import frames, limits, records, spans
 from ifabric_actors.chassis.bill import Bill
 from ifabric_actors.chassis.egress import Egress, Outgoing
 from ifabric_actors.chassis.events import Announcer
@@ -196,11 +197,14 @@ class Runs:
     async def _in_worker(
         self, attempt: Attempt, start: frames.Start, code: Code, outgoing: Outgoing, standing: Standing | None
     ) -> Outcome:
-        message = attempt.message
+        message, handling = attempt.message, CURRENT.get()
 
         async def answer(request: bytes) -> bytes:
             outgoing.deadline = job.until  # the guest's own limit comes before it
-            return await self._egress.call(request, outgoing)
+            CURRENT.set(handling)  # this call has a task of its own, begun where the worker is listened to
+            if span is None:
+                return await self._egress.call(request, outgoing)
+            return await spans.called(span, request, self._egress.call(request, outgoing))
 
         job = attempt.job = Job(attempt.session, start, code, answer)
         now = self._clock.wall_ms()
@@ -212,12 +216,15 @@ class Runs:
         holding = None
         if standing is not None:
             holding = asyncio.create_task(standing.hold_to(job), name="chassis claim")
-        try:
-            return await self._pool.run(job)
-        finally:
-            if holding is not None:
-                await cancel_and_wait(holding)
-            await self._register.leave(attempt.run)
+        with step("run", {"ifabric.run": attempt.run, "ifabric.module": message.module}) as span:
+            try:
+                outcome = await self._pool.run(job)
+                spans.ended(span, outcome)
+                return outcome
+            finally:
+                if holding is not None:
+                    await cancel_and_wait(holding)
+                await self._register.leave(attempt.run)
 
     async def _stand(self, message: wire.Run, session: str) -> Standing | None:
         if (message.task is None) != (message.fence is None):

@@ -30,6 +30,7 @@ from ifabric.actor.base import Context
 from ifabric.actor.receipts import RECEIPTS
 from ifabric.clock import Clock
 from ifabric.errors import FabricError, Overloaded
+from ifabric.handling import CURRENT, Span, step
 from ifabric.metrics import Metrics
 from ifabric.store.base import KV, Compare, Get, Got, Put, fulfilled
 from ifabric.store.commit import COMPARES_MAX, Committer, Outcome, Request
@@ -78,12 +79,13 @@ class Posted(NamedTuple):
 
 
 class _Waiting:
-    __slots__ = ("began", "future", "posting", "rounds")
+    __slots__ = ("began", "future", "posting", "rounds", "span")
 
     def __init__(self, posting: Posting, began: float) -> None:
         self.posting = posting
         self.began = began
         self.rounds = 0
+        self.span: Span | None = None
         self.future: asyncio.Future[Posted] = asyncio.get_running_loop().create_future()
 
 
@@ -130,7 +132,16 @@ class Teller:
             running = asyncio.create_task(self._run(root), name=f"teller {root}")
             self._running.add(running)
             running.add_done_callback(self._running.discard)
-        return await waiting.future
+        handling = CURRENT.get()
+        if handling is None or handling.span is None:
+            return await waiting.future
+        with step("posting") as span:
+            waiting.span = span
+            posted = await waiting.future
+            if span is not None:
+                outcome = posted.outcome
+                span.note({"ifabric.commit.succeeded": outcome.succeeded, "ifabric.revision": outcome.revision})
+            return posted
 
     async def fresh(self, names: tuple[str, ...], *, owner: str) -> int:
         """Reads these accounts from etcd, whatever is known of them; the moment (ms) that their windows are of."""
@@ -147,6 +158,7 @@ class Teller:
     async def _run(self, root: str) -> None:
         """Works the queue off."""
         queue = self._queues[root]
+        CURRENT.set(None)  # of this task, which began with one message and is for many
         slot = self._slots.pop() if self._slots else self._new_slot()
         batch: list[_Waiting] = []
         again: list[_Waiting] = []
@@ -257,6 +269,9 @@ class Teller:
         """One transaction; who is to be decided again."""
         request = self._request(attempt, slot)
         everyone = [*(waiting for waiting, _ in attempt.drafts), *(waiting for waiting, _ in attempt.refused)]
+        for waiting in everyone:
+            if waiting.span is not None:
+                waiting.span.event("sent", {"ifabric.commit.batch_size": len(everyone)})
         try:
             outcome = await self._committer.commit(request)
         except FabricError as error:
