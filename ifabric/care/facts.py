@@ -46,6 +46,7 @@ class Member(Seen, frozen=True, kw_only=True):
     #: None: it does not say
     quota_bytes: int | None = None
     fsync_p99_s: float | None = None
+    commit_p99_s: float | None = None
     alarms: tuple[str, ...] = ()
     took_s: float = 0.0
     clock: Offset | None = None
@@ -166,8 +167,47 @@ class Vault(Seen, frozen=True, kw_only=True):
     token_ttl_s: float | None = None
 
 
+class Breaker(Seen, frozen=True, kw_only=True):
+    """One that is not closed."""
+
+    name: str
+    state: str
+    opened_ago_s: float | None = None
+    #: None: nobody knows, or an operator holds it open
+    probe_in_s: float | None = None
+    by: str = ""
+    why: str = ""
+
+
+class Unmatched(Seen, frozen=True, kw_only=True):
+    """Pending tasks that nobody can take, as the journal told of them last."""
+
+    needs: tuple[str, ...] = ()
+    missing: tuple[str, ...] = ()
+    example: str = ""
+
+
+class Counted(Seen, frozen=True, kw_only=True):
+    """What a daemon counts, since it started unless it says otherwise. None: it does not count that."""
+
+    #: within the seconds of the look: claims that were granted, and how long 95 of 100 took at the most
+    claims: int = 0
+    claims_p95_s: float | None = None
+    sessions: int | None = None
+    unmatched: int | None = None
+    breakers_open: int | None = None
+    slow_consumers: int | None = None
+    event_lag_s: float | None = None
+    holds_overdue: int | None = None
+    audit_waiting: int | None = None
+    audit_lag_s: float | None = None
+    audit_dropped: int | None = None
+    #: of each actor that was started again
+    restarts: tuple[tuple[str, int], ...] = ()
+
+
 class Daemon(Seen, frozen=True, kw_only=True):
-    """The daemon of this machine, by its /health."""
+    """The daemon of this machine, by its /health, its /metrics and the breakers on its page."""
 
     url: str
     error: str = ""
@@ -176,6 +216,10 @@ class Daemon(Seen, frozen=True, kw_only=True):
     loop_lag_s: float = 0.0
     not_ready: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
+    #: None: its metrics are switched off, or on a port of their own
+    counted: Counted | None = None
+    #: those that are not closed; None: they could not be asked
+    breakers: tuple[Breaker, ...] | None = None
 
 
 class Backups(Seen, frozen=True, kw_only=True):
@@ -207,6 +251,7 @@ class Facts(Seen, frozen=True, kw_only=True):
     certificates: tuple[Certificate, ...] = ()
     vaults: tuple[Vault, ...] = ()
     daemon: Daemon | None = None
+    unmatched: Unmatched | None = None
     backups: Backups | None = None
     smells: tuple[str, ...] = ()
     missed: tuple[Missed, ...] = ()

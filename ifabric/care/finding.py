@@ -10,28 +10,30 @@ Severity = Literal["ok", "warning", "critical"]
 
 
 class Finding(Struct, frozen=True, kw_only=True):
-    """What is so, in a sentence; the figure behind it; what to do, commands within it to be copied."""
+    """What is so, in a sentence; the figure behind it; what to do, commands within it to be copied; where more is said."""
 
     severity: Severity
     part: str
     what: str
     figure: str = ""
     do: str = ""
+    #: the page about it: `ifabric playbook NAME`; "" when there is none
+    playbook: str = ""
 
 
-def ok(part: str, what: str, *, figure: str = "", do: str = "") -> Finding:
+def ok(part: str, what: str, *, figure: str = "", do: str = "", playbook: str = "") -> Finding:
     """It is as it should be."""
-    return Finding(severity="ok", part=part, what=what, figure=figure, do=do)
+    return Finding(severity="ok", part=part, what=what, figure=figure, do=do, playbook=playbook)
 
 
-def warning(part: str, what: str, *, figure: str = "", do: str = "") -> Finding:
+def warning(part: str, what: str, *, figure: str = "", do: str = "", playbook: str = "") -> Finding:
     """It works, and will not for ever."""
-    return Finding(severity="warning", part=part, what=what, figure=figure, do=do)
+    return Finding(severity="warning", part=part, what=what, figure=figure, do=do, playbook=playbook)
 
 
-def critical(part: str, what: str, *, figure: str = "", do: str = "") -> Finding:
+def critical(part: str, what: str, *, figure: str = "", do: str = "", playbook: str = "") -> Finding:
     """It does not work, or may stop at any moment."""
-    return Finding(severity="critical", part=part, what=what, figure=figure, do=do)
+    return Finding(severity="critical", part=part, what=what, figure=figure, do=do, playbook=playbook)
 
 
 def size(number: float) -> str:

@@ -10,8 +10,8 @@ from typing import Literal
 
 from msgspec import Struct
 
-from ifabric.care import findings_etcd, findings_nats
-from ifabric.care.facts import Backups, Certificate, Daemon, Facts, Offset, Vault
+from ifabric.care import findings_daemon, findings_etcd, findings_nats
+from ifabric.care.facts import Backups, Certificate, Facts, Offset, Vault
 from ifabric.care.finding import Finding, critical, days, ok, span, warning
 
 __all__ = ["CLOCK", "Finding", "judge"]
@@ -25,8 +25,6 @@ CERTIFICATE_WARNING_DAYS, CERTIFICATE_CRITICAL_DAYS = 30.0, 7.0
 CLOCK_WARNING_S, CLOCK_CRITICAL_S = 1.0, 300.0
 #: a token that ends within the hour ends before anybody reads this
 TOKEN_WARNING_S = 3600.0
-#: a loop that is late by that much answers late by that much
-LAG_WARNING_S = 0.1
 #: of `backup.interval_seconds`: as its documentation says
 BACKUP_INTERVALS_MAX = 3
 PARTS = ("etcd", "NATS", "daemon", "clocks", "certificates", "Vault", "backups", "configuration")
@@ -51,7 +49,7 @@ def judge(facts: Facts) -> Report:
     found = [
         *findings_etcd.judge(facts),
         *findings_nats.judge(facts),
-        *_daemon(facts.daemon, facts.version),
+        *findings_daemon.judge(facts),
         *_clocks(facts),
         *_certificates(facts.certificates),
         *_vaults(facts.vaults),
@@ -68,38 +66,6 @@ def judge(facts: Facts) -> Report:
         or (daemon is not None and not daemon.error)
     )
     return Report(findings=tuple(found), reached=reached)
-
-
-def _daemon(daemon: Daemon | None, version: str) -> Iterator[Finding]:
-    if daemon is None:
-        return
-    if daemon.error:
-        yield critical(
-            "daemon", f"does not answer at {daemon.url}: {daemon.error}", do="see its log, and start it again"
-        )
-        return
-    if daemon.not_ready:
-        yield critical(
-            "daemon", f"is {daemon.status}: {', '.join(daemon.not_ready)}", do="`ifabric status`, and its log"
-        )
-    if daemon.version != version:
-        yield warning(
-            "daemon",
-            "is of another version than this command",
-            figure=f"{daemon.version}, {version}",
-            do="upgrade the daemons one by one: stop one (it drains), start the new one, wait for its /readyz",
-        )
-    if daemon.loop_lag_s >= LAG_WARNING_S:
-        yield warning(
-            "daemon",
-            "its event loop is late",
-            figure=f"{daemon.loop_lag_s * 1000:.0f} ms",
-            do="start another daemon beside it, or move the chassis to a host of its own (`--actors`)",
-        )
-    for sentence in daemon.warnings:
-        yield warning("daemon", sentence)
-    if not daemon.not_ready:
-        yield ok("daemon", f"{daemon.status} at {daemon.url}", figure=daemon.version)
 
 
 def _clocks(facts: Facts) -> Iterator[Finding]:
@@ -141,10 +107,10 @@ def _certificates(found: tuple[Certificate, ...]) -> Iterator[Finding]:
                 part, f"{what} is not valid yet", figure=f"from {days(one.days_to_begin)} on", do="see the clocks"
             )
         elif one.days_left <= 0:
-            yield critical(part, f"{what} has expired", figure=f"{days(-one.days_left)} ago", do=renew)
+            yield critical(part, f"{what} has expired", figure=f"{days(-one.days_left)} ago", do=renew, playbook=part)
         elif one.days_left < CERTIFICATE_WARNING_DAYS:
             made = critical if one.days_left < CERTIFICATE_CRITICAL_DAYS else warning
-            yield made(part, f"{what} expires", figure=f"in {days(one.days_left)}", do=renew)
+            yield made(part, f"{what} expires", figure=f"in {days(one.days_left)}", do=renew, playbook=part)
         if one.key_is_open:
             yield warning(
                 part, f"the key of {what} can be read by others", do=f"chmod go= {one.where.removesuffix('.crt')}.key"
@@ -166,13 +132,16 @@ def _vaults(vaults: tuple[Vault, ...]) -> Iterator[Finding]:
         called = f"{vault.where} {vault.address}"
         if vault.error or vault.status is None:
             yield critical(
-                "Vault", f"{called} does not answer: {vault.error}", do="sandboxes with credentials fail until it does"
+                "Vault",
+                f"{called} does not answer: {vault.error}",
+                do="sandboxes with credentials fail until it does",
+                playbook="degraded",
             )
             continue
         made, says, do = means.get(vault.status, (ok, "answers", ""))
         if vault.status >= 500 and vault.status not in means:
             made, says = critical, f"answers {vault.status}"
-        yield made("Vault", f"{called} {says}", do=do)
+        yield made("Vault", f"{called} {says}", do=do, playbook="degraded" if made is not ok else "")
         if vault.status in (501, 503):
             continue
         if vault.token_error:
@@ -209,13 +178,14 @@ def _backups(found: Backups | None, facts: Facts) -> Iterator[Finding]:
     if found.error:
         yield critical("backups", f"{found.folder}: {found.error}", do=f"make it readable, or `{run}`")
     elif found.newest_age_s is None:
-        yield critical("backups", f"there is none in {found.folder}", do=run)
+        yield critical("backups", f"there is none in {found.folder}", do=run, playbook="backup-age")
     elif found.newest_age_s > BACKUP_INTERVALS_MAX * found.interval_s:
         yield warning(
             "backups",
             f"the newest is old: {found.newest}",
             figure=f"{span(found.newest_age_s)}; every {span(found.interval_s)} is wanted",
             do=f"see why `{run} --every` does not run; make one now: `{run}`",
+            playbook="backup-age",
         )
     else:
         yield ok("backups", f"the newest is {found.newest}", figure=f"{span(found.newest_age_s)} old")

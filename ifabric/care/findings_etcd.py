@@ -18,6 +18,8 @@ FREE_SHARE_MAX, FREE_MIN_BYTES, FREE_MIN_SHARE_OF_QUOTA = 0.5, 100 << 20, 0.1
 ENTRIES_BEHIND_MAX = 5000
 #: etcd's hardware guide wants 10 ms at the 99th percentile; its mixin warns at 0.5 s, when elections are near
 FSYNC_SLOW_S, FSYNC_WARNING_S = 0.010, 0.5
+#: the runbook's limit for a commit to the database's file
+COMMIT_WARNING_S = 0.1
 #: what the daemons give one attempt (`attempt_timeout_seconds`)
 ANSWER_WARNING_S = 0.5
 PART = "etcd"
@@ -33,6 +35,7 @@ def judge(facts: Facts) -> Iterator[Finding]:
             PART,
             f"no member answers: {'; '.join(f'{one.called}: {one.error}' for one in etcd.members)}",
             do="start them; with one of three lost for good: `ifabric member list`; with two: `ifabric restore`",
+            playbook="etcd-no-quorum",
         )
         return
     yield from _quorum(etcd, facts.words)
@@ -54,14 +57,21 @@ def _quorum(etcd: Etcd, words: str) -> Iterator[Finding]:
     for member in etcd.members:
         if member.error:
             yield (critical if lost else warning)(
-                PART, f"{member.called} does not answer ({member.error})", figure=member.url, do=replace
+                PART,
+                f"{member.called} does not answer ({member.error})",
+                figure=member.url,
+                do=replace,
+                playbook="etcd-down",
             )
     if lost:
         why = etcd.read_error or (
             f"{well} of {len(voters)} members answer, {needed} are needed" if leader else "no leader"
         )
         yield critical(
-            PART, f"no quorum: nothing is granted, completed or paid ({why})", do="get a member back; see each above"
+            PART,
+            f"no quorum: nothing is granted, completed or paid ({why})",
+            do="get a member back; see each above",
+            playbook="etcd-no-quorum",
         )
     else:
         assert leader is not None, "there is a quorum"
@@ -81,7 +91,12 @@ def _quorum(etcd: Etcd, words: str) -> Iterator[Finding]:
         yield warning(PART, f"the members are not known ({etcd.list_error}): these are the configured ones")
         return
     if not lost and len(voters) > 1 and well == needed < len(voters):
-        yield warning(PART, "one more member lost, and there is no quorum", figure=f"{well} of {len(voters)}")
+        yield warning(
+            PART,
+            "one more member lost, and there is no quorum",
+            figure=f"{well} of {len(voters)}",
+            playbook="etcd-down",
+        )
     if len(voters) == 2 or (len(voters) > 2 and len(voters) % 2 == 0):
         yield warning(
             PART, "an even number of members bears no more losses than one fewer", figure=str(len(voters)),
@@ -109,6 +124,7 @@ def _alarms(etcd: Etcd, words: str) -> Iterator[Finding]:
             f"full (NOSPACE on {', '.join(full)}): nothing is written any more",
             do=f"ifabric maintenance compact --keep 0s{words} && ifabric maintenance defrag --yes --disarm{words}\n"
             "if it is full again soon: `ifabric task purge` what is done, or raise --quota-backend-bytes",
+            playbook="etcd-full",
         )
     for member in etcd.members:
         if "CORRUPT" in member.alarms:
@@ -139,6 +155,7 @@ def _quota(etcd: Etcd, words: str) -> Iterator[Finding]:
         figure=f"{size(fullest.size_bytes)} of {size(fullest.quota_bytes)}, {size(fullest.used_bytes)} in use",
         do=f"ifabric maintenance compact{words} && ifabric maintenance defrag --yes{words}"
         + ("\nif most stays in use: purge what is done, or raise --quota-backend-bytes" if all_in_use else ""),
+        playbook="etcd-full",
     )
 
 
@@ -185,7 +202,11 @@ def _pace(member: Member, etcd: Etcd) -> Iterator[Finding]:
         )
     if member.took_s >= ANSWER_WARNING_S:
         yield warning(
-            PART, f"{member.called} takes long to answer", figure=span(member.took_s), do="see its load and network"
+            PART,
+            f"{member.called} takes long to answer",
+            figure=span(member.took_s),
+            do="see its load and network",
+            playbook="etcd-slow",
         )
     fsync = member.fsync_p99_s
     if fsync is not None and fsync > FSYNC_WARNING_S:
@@ -194,6 +215,16 @@ def _pace(member: Member, etcd: Etcd) -> Iterator[Finding]:
             f"the disk of {member.called} is slow: one in a hundred fsyncs since it started",
             figure=f"over {FSYNC_WARNING_S:g} s; {FSYNC_SLOW_S * 1000:.0f} ms is what etcd wants",
             do="give etcd a disk of its own, an SSD",
+            playbook="etcd-slow",
+        )
+    commit = member.commit_p99_s
+    if commit is not None and commit > COMMIT_WARNING_S:
+        yield warning(
+            PART,
+            f"{member.called} takes long to commit: one in a hundred since it started",
+            figure=f"over {COMMIT_WARNING_S * 1000:.0f} ms",
+            do="see its disk: `iostat -x 1 10` there; give it one of its own, an SSD",
+            playbook="etcd-slow",
         )
 
 

@@ -29,6 +29,7 @@ def judge(facts: Facts) -> Iterator[Finding]:
             PART,
             f"no server answers: {'; '.join(f'{one.url}: {one.error}' for one in nats.servers)}",
             do="start them: nobody can reach the daemons",
+            playbook="nats-down",
         )
         return
     yield from _servers(nats)
@@ -38,7 +39,9 @@ def judge(facts: Facts) -> Iterator[Finding]:
 def _servers(nats: Nats) -> Iterator[Finding]:
     for server in nats.servers:
         if server.error:
-            yield warning(PART, f"{server.url} does not answer ({server.error})", do="start it again")
+            yield warning(
+                PART, f"{server.url} does not answer ({server.error})", do="start it again", playbook="nats-down"
+            )
     good = nats.answering
     versions = sorted({server.version for server in good}, key=parse_version)
     yield ok(PART, f"{len(good)} of {len(nats.servers)} servers answer", figure=", ".join(versions))
@@ -79,7 +82,12 @@ def _monitored(server: NatsServer, configured: int) -> Iterator[Finding]:
             do='write_deadline: "2s" in its configuration',
         )
     if server.slow_consumers:
-        yield warning(PART, f"{name} has cut off slow consumers since it started", figure=str(server.slow_consumers))
+        yield warning(
+            PART,
+            f"{name} has cut off slow consumers since it started",
+            figure=str(server.slow_consumers),
+            playbook="slow-consumer",
+        )
     if server.routed_to is not None and server.routed_to < configured - 1:
         yield warning(
             PART,
@@ -105,6 +113,7 @@ def _jetstream(nats: Nats, facts: Facts) -> Iterator[Finding]:
             PART,
             f"JetStream does not answer: {nats.jetstream_error}",
             do="with a majority of the servers gone it has no leader: start them",
+            playbook="nats-down",
         )
         return
     if nats.hidden:
@@ -119,6 +128,7 @@ def _jetstream(nats: Nats, facts: Facts) -> Iterator[Finding]:
             f"JetStream's storage is {percent(nats.stored_bytes / most)} full",
             figure=f"{size(nats.stored_bytes)} of {size(most)}",
             do="lower events.max_bytes or events.max_age_seconds, or raise max_file_store",
+            playbook="event-lag",
         )
     sick = [found for stream in nats.streams for found in _stream(stream, nats, facts)]
     yield from sick

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import datetime as dt
+import ssl
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import TypeVar
@@ -20,23 +21,31 @@ from ifabric.backup.places import Folder
 from ifabric.bus.base import Bus
 from ifabric.care import nats_servers, probes
 from ifabric.care.cluster import Cluster
+from ifabric.care.counted import counted
 from ifabric.care.facts import (
     Backups,
+    Breaker,
     Certificate,
+    Counted,
     Daemon,
     Etcd,
     Facts,
     Missed,
     Nats,
+    Unmatched,
     Vault,
 )
 from ifabric.care.places import Places
 from ifabric.care.probes import ASK_S, words
 from ifabric.clock import Clock
 from ifabric.errors import ConfigError, FabricError
+from ifabric.wire import subjects
+from ifabric.wire.governor import BreakersReply, MatchEvent
 
 #: a whole source
 SOURCE_S = 10.0
+#: between two looks at what a daemon counts: what grows within it is what happens now
+COUNT_S = 2.0
 T = TypeVar("T")
 
 
@@ -56,13 +65,16 @@ async def look(places: Places, clock: Clock, bus: Callable[[], Bus], *, monitori
             missed.append(Missed(part=part, why=str(error)))
         return None
 
-    etcd, nats, certificates, vaults, daemon, backups = await asyncio.gather(
+    etcd, nats, certificates, vaults, daemon, (unmatched, backups) = await asyncio.gather(
         within("etcd", _etcd(places, clock)),
         within("NATS", _nats(places, clock, bus, monitoring)),
         within("certificates", _certificates(places)),
         within("Vault", _vaults(places, clock)),
         within("daemon", _daemon(places, clock)),
-        within("backups", asyncio.to_thread(_backups, places, clock.wall_ms() / 1000)),
+        asyncio.gather(
+            within("NATS", _unmatched(places, bus)),
+            within("backups", asyncio.to_thread(_backups, places, clock.wall_ms() / 1000)),
+        ),
     )
     return Facts(
         version=__version__,
@@ -71,6 +83,7 @@ async def look(places: Places, clock: Clock, bus: Callable[[], Bus], *, monitori
         certificates=certificates or (),
         vaults=vaults or (),
         daemon=daemon,
+        unmatched=unmatched,
         backups=backups,
         smells=places.smells,
         missed=tuple(missed),
@@ -209,7 +222,67 @@ async def _daemon(places: Places, clock: Clock) -> Daemon | None:
         loop_lag_s=float(said.get("loop_lag_s", 0.0)),
         not_ready=tuple(map(str, said.get("not_ready") or ())),
         warnings=tuple(map(str, said.get("warnings") or ())),
+        counted=await _counted(url, clock, tls),
+        breakers=await _breakers(url, clock, tls, places),
     )
+
+
+async def _counted(url: str, clock: Clock, tls: ssl.SSLContext | None) -> Counted | None:
+    """What it counts, and what grew within two seconds; None when it does not say so on this port."""
+    try:
+        before = await probes.get(f"{url}/metrics", clock, timeout_s=ASK_S, tls=tls)
+        if before.status != 200:
+            return None
+        await clock.sleep(COUNT_S)
+        after = await probes.get(f"{url}/metrics", clock, timeout_s=ASK_S, tls=tls)
+    except (OSError, ValueError):
+        return None
+    return counted(before.body.decode(errors="replace"), after.body.decode(errors="replace"))
+
+
+async def _breakers(url: str, clock: Clock, tls: ssl.SSLContext | None, places: Places) -> tuple[Breaker, ...] | None:
+    """Those that are not closed, as its page has them; None when the page is off, or not shown to us."""
+    headers = {}
+    try:
+        if (file := places.config.page.viewer_token_file) is not None:
+            token = (await asyncio.to_thread(Path(file).read_text)).splitlines()
+            headers["Authorization"] = f"Bearer {token[0].strip() if token else ''}"
+        answer = await probes.get(f"{url}/api/breakers", clock, timeout_s=ASK_S, tls=tls, headers=headers)
+        if answer.status != 200:
+            return None
+        lines = msgspec.json.decode(answer.body, type=BreakersReply).breakers
+    except (OSError, ValueError):  # of msgspec's and of Unicode's too
+        return None
+    return tuple(
+        Breaker(
+            name=line.breaker,
+            state=line.state,
+            opened_ago_s=line.opened_ago_s,
+            probe_in_s=line.probe_in_s,
+            by=line.by,
+            why=line.why,
+        )
+        for line in lines
+        if line.state != "closed"
+    )
+
+
+async def _unmatched(places: Places, bus: Callable[[], Bus]) -> Unmatched | None:
+    """The last that the journal tells of tasks that nobody can take; None when it cannot be read, which others say."""
+    if not places.nats:
+        return None
+    connection = bus()
+    try:
+        async with asyncio.timeout(ASK_S):
+            await connection.connect()
+            journal = await connection.journal(subjects.EVENT_STREAM)
+            last = await journal.last(subjects.event("match", "unmatched"))
+            told = msgspec.json.decode(last.data, type=MatchEvent) if last is not None else None
+    except (FabricError, OSError, ValueError):  # a TimeoutError is an OSError
+        return None
+    finally:
+        await connection.close()
+    return Unmatched(needs=told.needs, missing=told.missing, example=told.example) if told is not None else None
 
 
 def _backups(places: Places, now: float) -> Backups:

@@ -23,6 +23,7 @@ def told(member: Member, text: str) -> Member:
         member,
         quota_bytes=int(quota) if quota is not None else None,
         fsync_p99_s=p99(text, "etcd_disk_wal_fsync_duration_seconds"),
+        commit_p99_s=p99(text, "etcd_disk_backend_commit_duration_seconds"),
     )
 
 

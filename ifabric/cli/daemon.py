@@ -49,7 +49,7 @@ def ask(found: Endpoints, path: str, timeout_s: float, tls: HttpTls | None = Non
     """The body of a GET, also of an unhealthy answer (503). Raises `Unreachable`, which says why."""
     url = urlsplit(found.http)
     files = (tls or HttpTls()).files
-    connection = _connection(found, url.hostname or "", url.port, timeout_s, files)
+    connection = connection_to(found, url.hostname or "", url.port, timeout_s, files)
     where = found.http + path
     try:
         connection.request("GET", path)
@@ -69,9 +69,10 @@ def ask(found: Endpoints, path: str, timeout_s: float, tls: HttpTls | None = Non
     return body
 
 
-def _connection(
+def connection_to(
     found: Endpoints, host: str, port: int | None, timeout_s: float, files: Files
 ) -> http.client.HTTPConnection:
+    """A connection that is not opened yet, and that knows the daemon by its certificate when it is https."""
     if not found.http.startswith("https://"):
         return http.client.HTTPConnection(host, port, timeout=timeout_s)
     from ifabric.tls import client_context

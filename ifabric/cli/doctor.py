@@ -84,3 +84,5 @@ def _line(finding: Finding) -> None:
     out.print(f"  {MARKS[finding.severity]} {plain(finding.what)}{figure}")
     for line in finding.do.splitlines():
         out.print(f"      → {plain(line)}")
+    if finding.playbook:
+        out.print(f"      [dim]more: ifabric playbook {finding.playbook}[/]")

@@ -15,7 +15,7 @@ from ifabric.cli.output import out, plain, print_json
 from ifabric.credentials import Credential
 from ifabric.errors import ConfigError
 from ifabric.wire.permissions import Permissions, permissions
-from ifabric.wire.subjects import SESSION
+from ifabric.wire.subjects import RESERVED_SESSIONS, SESSION
 
 #: the files that are written, and what each is
 KEYS = {
@@ -29,6 +29,14 @@ def nats(
     folder: Annotated[Path, Parameter(help="Where the files go; it is made.")],
     *,
     operator: Annotated[str, Parameter(help="The first operator's name.")] = "operator",
+    page_operators: Annotated[
+        tuple[str, ...],
+        Parameter(
+            name="--page-operator",
+            help="Who may act from the live page (page.operators): default, the first operator.",
+            consume_multiple=True,
+        ),
+    ] = (),
     servers: Annotated[
         tuple[str, ...], Parameter(name="--server", help="Names of the cluster's servers.", consume_multiple=True)
     ] = ("nats-1", "nats-2", "nats-3"),
@@ -59,8 +67,11 @@ def nats(
         ifabric bootstrap nats ./nats --server nats-1 --no-tls
         ifabric agent list --json > agents.json && ifabric bootstrap nats ./nats --static-agents agents.json
     """
-    if not SESSION.fullmatch(operator):
-        raise ConfigError(f"{operator!r} is no name: it must match {SESSION.pattern}")
+    for name in (operator, *page_operators):
+        if not SESSION.fullmatch(name) or name in RESERVED_SESSIONS:
+            raise ConfigError(
+                f"{name!r} is no name: it must match {SESSION.pattern}, and not be one of the fabric's own"
+            )
     if not servers or len(set(servers)) != len(servers):
         raise ConfigError("--server: name each server once")
     keys = {name: _kept(folder / f"{name}.nk", "", about) for name, about in KEYS.items()}
@@ -71,6 +82,7 @@ def nats(
         system=keys["system"].public_key,
         account=account,
         static=_static(static_agents, operator, first.public_key),
+        page_operators=page_operators or (operator,),
     )
     written = [_write_conf(folder, name, servers, certs if tls else None, identities) for name in servers]
     daemon = _for_the_daemon(folder, operator, first, account)
