@@ -128,7 +128,9 @@ async def test_while_it_runs_a_private_file_says_where_it_is_and_at_the_end_it_i
     assert json.loads(file.read_text()) == said
 
     assert await one.terminate() == 0
-    assert sorted(path.name for path in file.parent.iterdir()) == ["compiled", "daemon.log", "fabric.yaml", "lock"]
+    there = sorted(path.name for path in file.parent.iterdir())
+    assert there == ["audit", "compiled", "daemon.log", "fabric.yaml", "lock"]
+    assert list((file.parent / "audit").iterdir()) == [], "all of the audit has gone into the stream"
     assert [line["event"] for line in one.log()][-2:] == ["draining", "stopped"]
 
 

@@ -14,7 +14,9 @@ try() { # try NAME INSTALL-ARGS...
     uv venv -q "$work/$name"
     uv pip install -q --python "$work/$name/bin/python" "$@"
     (cd "$work" && "$name/bin/python" -m ifabric --version && "$name/bin/ifabric" --version >/dev/null &&
-        "$name/bin/python" -c 'from ifabric.loader import load; assert load("coordinator").component == "coordinator"')
+        "$name/bin/ifabric" playbook outage >/dev/null &&
+        "$name/bin/python" -c 'from ifabric.loader import load; assert load("coordinator").component == "coordinator"' &&
+        "$name/bin/python" -c 'from ifabric.http.page.shell import Shell; assert {"/", "/page.css", "/page.js", "/page/dom.js"} <= {*Shell().paths}')
     echo "packaging: $name ok"
 }
 
