@@ -96,6 +96,12 @@ class UnknownDependency(CallerError):
     code, status = "unknown_dependency", 400
 
 
+class Unauthenticated(CallerError):
+    """Who asks has not said who that is; nothing was done."""
+
+    code, status = "unauthenticated", 401
+
+
 class Forbidden(CallerError):
     """This session may not do that; nothing was done."""
 

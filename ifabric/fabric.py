@@ -7,24 +7,30 @@ import contextlib
 import gc
 import os
 import signal
+import socket
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import msgspec
 
-from ifabric import __version__, endpoints, log, programs
+from ifabric import __version__, endpoints, log, programs, tracing
 from ifabric.actor.base import Context, Parts
 from ifabric.actor.pulse import Pulse
 from ifabric.actor.runner import Runner
+from ifabric.audit.auditor import Auditor
+from ifabric.audit.refusals import Refusals
 from ifabric.bus.nats import Nats
 from ifabric.cancellation import cancel_and_wait
 from ifabric.clock import Clock, SystemClock
 from ifabric.config import Config
 from ifabric.embedded import Server, StateLock, embedded_etcd, embedded_nats, writing
 from ifabric.errors import FabricError, Unreachable
-from ifabric.http.health import Snapshot
+from ifabric.handling import Witness
+from ifabric.http.health import Phase, Signs, Snapshot
+from ifabric.http.page import LivePage
+from ifabric.http.page.asking import unless_looking
 from ifabric.http.server import HttpServer
 from ifabric.loader import load
 from ifabric.metrics import Metrics
@@ -50,8 +56,8 @@ class Fabric:
         self._clock = clock
         self._log = log.get()
         self._metrics = Metrics()
+        self._tracer = tracing.recorder(config.tracing, clock, self._metrics, self._log, version=__version__)
         self._notify = Notifier.of(os.environ, clock)  # before there is a child that could inherit it
-        self._born = clock.monotonic()
         self._announced = self._draining = False
         self.warnings: list[str] = []
         self._servers, etcd_urls, nats_urls = self._embedded()
@@ -59,10 +65,14 @@ class Fabric:
         self._nats = Nats(nats_settings(config, nats_urls), clock, self._on_bus_error)
         self._system = system_of(config, nats_urls, clock, self._on_bus_error)
         self._committer = Committer(self._etcd, clock, self._metrics, timeout_s=config.coordinator.etcd.timeout_seconds)
+        self._refusals = Refusals(clock)
+        self._auditor = self._audit()
         self._parts = Parts()
         self._pulse = Pulse(clock)
         self._vitals = Vitals(self._etcd, clock)
-        self._http = HttpServer(config.http, metrics_ports(config), self, self._metrics)
+        self._page = self._live_page() if config.page.enabled else None
+        routes = self._page.routes if self._page is not None else ()
+        self._http = HttpServer(config.http, metrics_ports(config), self, self._metrics, routes)
         etcd, of_nats = etcd_settings(config, etcd_urls), nats_settings(config, nats_urls).files
         uses = (
             Used("etcd", etcd.files if etcd.secured else Files(), self._etcd.reload),
@@ -71,7 +81,19 @@ class Fabric:
         )
         self._certificates = Reloader(uses, clock, self._metrics, self._reloading, refresh)
         self._certificates.check()
-        self._metrics.before_render.append(self._read_connections)
+        self._signs = Signs(
+            self._etcd,
+            self._nats,
+            self._committer,
+            self._vitals,
+            self._pulse,
+            self._parts,
+            clock,
+            self._metrics,
+            version=__version__,
+            asks_vault="chassis" in config.hosted and config.chassis.credentials.vault_addr is not None,
+        )
+        self._metrics.before_render.append(lambda: self._signs.count(ready=not self.snapshot().not_ready))
         self._found = endpoints.Endpoints(
             nats=",".join(nats_urls), etcd=etcd_urls, http="", pid=os.getpid(), version=__version__
         )
@@ -82,6 +104,8 @@ class Fabric:
         return Branch("fabric", Strategy.REST_FOR_ONE, Budget(5, 60.0), (
             # above what it tells about: it is there while the rest starts, starts again and drains
             Child("http", Part(self._http.start, self._http.stop)),
+            *(() if self._page is None else (Child("page", self._page),)),
+            *(() if self._tracer is None else (Child("traces", Part(self._tracer.start, self._tracer.stop)),)),
             Branch("servers", Strategy.ONE_FOR_ONE, Budget(5, 60.0), tuple(
                 Child(name, server) for name, server in self._servers.items()
             )),
@@ -89,6 +113,7 @@ class Fabric:
             Child("vitals", self._vitals),
             Child("pulse", self._pulse),
             Child("bus", Part(self._nats.connect, self._nats.close, lambda: self._nats.lost)),
+            *(() if self._auditor is None else (Child("audit", self._auditor),)),
             *self._system_bus(),
             Child("certificates", self._certificates),
             Child("commit", Part(self._committer.start, self._committer.stop, lambda: self._committer.lost)),
@@ -97,6 +122,33 @@ class Fabric:
                 for name in self._config.hosted
             )),
         ))  # fmt: skip
+
+    def _audit(self) -> Auditor | None:
+        """What it has of a command is written before a word of the answer leaves."""
+        if not self._config.audit.enabled:
+            return None
+        auditor = Auditor(
+            self._config.audit, self._state_dir / "audit", self._etcd, self._nats, self._clock, self._metrics, self._log,
+            version=__version__,
+        )  # fmt: skip
+        for bus in (self._nats, self._system and self._system.bus):
+            if isinstance(bus, Nats):
+                bus.before_sending = auditor.flush
+        return auditor
+
+    @property
+    def _witnesses(self) -> tuple[Witness, ...]:
+        every = (self._refusals.witness, *(() if self._auditor is None else (self._auditor.witness,)))
+        return tuple(unless_looking(witness) for witness in every)
+
+    def _live_page(self) -> LivePage:
+        auditor = self._auditor
+        return LivePage(
+            self._config.page, self._config.http, bus=self._nats, metrics=self._metrics, status=self, clock=self._clock,
+            log=log.get(actor="page"), hosted={name: load(name).component for name in self._config.hosted},
+            daemon=f"{socket.gethostname()}:{os.getpid()}", refusals=self._refusals, witnesses=self._witnesses,
+            lag_s=lambda: self._pulse.lag_s, waiting=None if auditor is None else lambda: auditor.waiting,
+        )  # fmt: skip
 
     def _system_bus(self) -> tuple[Child, ...]:
         if self._system is None:
@@ -111,7 +163,7 @@ class Fabric:
         loop.set_exception_handler(self._on_loop_error)
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, stop.set)
-        loop.add_signal_handler(signal.SIGHUP, self._certificates.ask)
+        loop.add_signal_handler(signal.SIGHUP, self._hung_up)
         starting = asyncio.create_task(self.tree.start())
         stopping = asyncio.create_task(stop.wait())
         beating = asyncio.create_task(self._notify.beat(self._alive, self._in_a_line), name="notify")
@@ -141,6 +193,10 @@ class Fabric:
             await cancel_and_wait(beating)  # the last: a drain that hangs is for the watchdog, too
             self._notify.close()
             self._log.info("stopped")
+
+    def _hung_up(self) -> None:
+        log.reopen()
+        self._certificates.ask()
 
     # -- the parts ---------------------------------------------------------------------------------------------------
 
@@ -187,6 +243,8 @@ class Fabric:
             log=log.get(actor=actor.component),
             parts=self._parts,
             system=self._system,
+            tracer=self._tracer,
+            witnesses=self._witnesses,
         )
         return Runner(
             actor,
@@ -237,28 +295,11 @@ class Fabric:
 
     def snapshot(self) -> Snapshot:
         """What `/health` says."""
-        down = self._committer.down
-        etcd = "connected" if down is None and self._etcd.connected else "disconnected"
-        if etcd == "connected" and self._vitals.full:
-            etcd = "full"
-        nats = "connected" if self._nats.connected else "disconnected"
-        tree = self.tree.describe()
-        failing = [child["name"] for child in _leaves(tree) if child["state"] != "running"]
-        not_ready = [f"{what} is {how}" for what, how in (("etcd", etcd), ("nats", nats)) if how != "connected"]
-        not_ready += [f"{name} is not running" for name in failing]
-        if self._draining:
-            not_ready.insert(0, "draining")
-        return Snapshot(
-            status=self._status(not_ready),
-            etcd=etcd,  # type: ignore[arg-type]
-            nats=nats,  # type: ignore[arg-type]
-            loop_lag_s=round(self._pulse.lag_s, 4),
-            version=__version__,
-            uptime_s=round(self._clock.monotonic() - self._born, 1),
-            not_ready=tuple(not_ready),
-            warnings=(*self.warnings, *self._certificates.warnings()),
-            actors=tree,
-        )
+        phase: Phase = "draining" if self._draining else "serving" if self._announced else "starting"
+        audit = () if self._auditor is None else self._auditor.warnings()
+        page = () if self._page is None else self._page.warnings
+        warnings = (*self.warnings, *self._certificates.warnings(), *audit, *page)
+        return self._signs.snapshot(self.tree.describe(), phase, warnings)
 
     def _alive(self) -> bool:
         return self.tree.lost is None or not self.tree.lost.done()
@@ -267,24 +308,6 @@ class Fabric:
         state = self.snapshot()
         why = ", ".join(what for what in state.not_ready if what != state.status)
         return f"{state.status}: {why}" if why else state.status
-
-    def _status(self, not_ready: list[str]) -> Literal["starting", "healthy", "degraded", "draining"]:
-        if self._draining:
-            return "draining"
-        if not self._announced:
-            return "starting"
-        return "degraded" if not_ready else "healthy"
-
-    def _read_connections(self) -> None:
-        metrics, etcd, nats = self._metrics, self._etcd, self._nats
-        metrics.gauge("if_coordinator_event_bus_health").set(etcd.connected and self._committer.down is None)
-        metrics.gauge("if_bus_connected").set(nats.connected)
-        metrics.gauge("if_loop_lag_seconds").set(self._pulse.lag_s)
-        metrics.counter("if_store_attempts_failed_total").raise_to(etcd.attempts_failed)
-        metrics.counter("if_store_rotations_total").raise_to(etcd.rotations)
-        metrics.counter("if_bus_reconnects_total").raise_to(nats.reconnects)
-        metrics.counter("if_bus_slow_consumers_total").raise_to(nats.slow_consumers)
-        metrics.counter("if_bus_spoofed_replies_total").raise_to(nats.spoofed)
 
     def _on_restart(self, branch: str, child: str, reason: str) -> None:
         self._log.warning("starting again", branch=branch, child=child, reason=reason)
@@ -323,10 +346,3 @@ def _spare_the_collector() -> None:
 def exit_code(error: FabricError) -> int:
     """What the process ends with when it could not start."""
     return UNREACHABLE if isinstance(error, Unreachable) else FAILED
-
-
-def _leaves(tree: dict[str, Any]) -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = []
-    for child in tree["children"]:
-        found += _leaves(child) if "children" in child else [child]
-    return found

@@ -11,7 +11,10 @@ and hands them over when they are read.
 
 from __future__ import annotations
 
+import gc
 import os
+import platform
+import resource
 from bisect import bisect_left
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -22,10 +25,13 @@ import aioprometheus
 import aioprometheus.histogram
 from aioprometheus.formats.text import TextFormatter
 
+from ifabric import __version__
+
 Labels = tuple[tuple[str, str], ...]
 
 LATENCY_S = (0.0005, 0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
 BATCH = (1, 2, 5, 10, 20, 30, 50, 70, 100)
+GENERATIONS = (("0",), ("1",), ("2",))
 #: label sets of one metric; more is a bug that would eat Prometheus
 CHILDREN_MAX = 500
 
@@ -48,13 +54,17 @@ METRICS: tuple[Metric, ...] = (
     Metric("if_actor_messages_total", "counter", "Messages handled, by what became of them.", ("actor", "verb", "outcome")),
     Metric("if_actor_handling_seconds", "histogram", "From receiving a message to its answer.", ("actor", "verb")),
     Metric("if_identity_admitted_total", "counter", "Connections that NATS was told to let in."),
-    Metric("if_identity_refused_total", "counter", "Connections that it was told not to.", ("why",)),
+    Metric("if_identity_refused_total", "counter", "Connections that it was told not to.", ("why",),
+           born=(("no key",), ("not proven",), ("unknown",), ("unavailable",), ("overloaded",))),
     Metric("if_identity_ended_total", "counter", "Connections that were ended, because their agent was revoked or has another key."),
     Metric("if_actor_restarts_total", "counter", "Times that an actor was started again.", ("actor",)),
     Metric("if_actor_mailbox_depth", "gauge", "Messages that wait to be handled.", ("actor",)),
+    Metric("if_actor_mailbox_max", "gauge", "Messages that may wait to be handled.", ("actor",)),
     Metric("if_actor_in_flight", "gauge", "Messages being handled.", ("actor",)),
+    Metric("if_actor_overloaded_total", "counter", "Messages turned away because the mailbox was full.", ("actor", "verb")),
     Metric("if_actor_dropped_total", "counter", "Messages that were not handled, by why.", ("actor", "why")),
-    Metric("if_coordinator_claim_latency_seconds", "histogram", "From receiving claim or next to the grant."),
+    Metric("if_coordinator_claim_latency_seconds", "histogram",
+           "From receiving claim or next to the grant; of a next that waited for a task, from when there was one."),
     Metric(
         "if_coordinator_claims_total", "counter", "Claims asked for, by what became of them.", ("outcome",),
         born=(("granted",), ("again",), ("taken",), ("none",), ("refused",), ("error",)),
@@ -63,7 +73,8 @@ METRICS: tuple[Metric, ...] = (
     Metric("if_coordinator_expired_total", "counter", "Claims that ended with their session, deadline or incarnation."),
     Metric("if_coordinator_active_tasks", "gauge", "Tasks that are claimed."),
     Metric("if_coordinator_active_sessions", "gauge", "Sessions with a live lease."),
-    Metric("if_coordinator_tasks", "gauge", "Tasks on the board, by state.", ("state",)),
+    Metric("if_coordinator_tasks", "gauge", "Tasks on the board, by state.", ("state",),
+           born=(("blocked",), ("pending",), ("claimed",), ("done",), ("dead",), ("cancelled",))),
     Metric("if_coordinator_waiters", "gauge", "Sessions that wait for a task in a long poll."),
     Metric("if_coordinator_event_bus_health", "gauge", "1 while etcd answers, else 0."),
     Metric("if_coordinator_events_published_total", "counter", "Events that this daemon appended to the journal."),
@@ -81,6 +92,8 @@ METRICS: tuple[Metric, ...] = (
     Metric("if_governor_overdraft_micro_usd_total", "counter", "Micro-USD charged by this daemon that were not available."),
     Metric("if_governor_late_commits_total", "counter", "Commits of holds that had ended already."),
     Metric("if_governor_holds_open", "gauge", "Holds that are open."),
+    Metric("if_governor_holds_overdue", "gauge",
+           "Holds that are open though their claim, session or time has ended, at the last two looks at all of them."),
     Metric("if_governor_holds_expired_total", "counter", "Holds that this daemon ended with their claim, session or time."),
     Metric("if_governor_budget_utilization", "gauge",
            "Spent and held of the limit, 0 to 1: of each account that an operator limited, and the fullest session's (@).",
@@ -137,6 +150,15 @@ METRICS: tuple[Metric, ...] = (
     Metric("if_chassis_slo_violations_total", "counter", "Times that the service level fell short of its target.", ("which",),
            born=(("latency",), ("availability",))),
     Metric("if_chassis_slo_error_budget_left", "gauge", "Of what may fail or be slow within the window, what has not: 1 to 0, and below."),
+    Metric("if_audit_records_total", "counter", "Commands that the audit was told of, by what became of them.", ("outcome",),
+           born=(("ok",), ("refused",), ("error",))),
+    Metric("if_audit_stored_total", "counter", "Records that this daemon has brought into the stream IF_AUDIT."),
+    Metric("if_audit_dropped_total", "counter", "Commands that the audit has no record of: there was no room, or no disk, for it."),
+    Metric("if_audit_waiting", "gauge", "Records that the stream does not have yet."),
+    Metric("if_audit_lag_seconds", "gauge", "How old the oldest of them is."),
+    Metric("if_audit_spool_bytes", "gauge", "What records take on this machine's disk until the stream has them."),
+    Metric("if_audit_stream_bytes", "gauge", "What is in the stream IF_AUDIT, as this daemon saw it last."),
+    Metric("if_audit_stream_max_bytes", "gauge", "What may be in it."),
     Metric("if_store_commit_batch_size", "histogram", "Requests in one transaction of the group commit.", buckets=BATCH),
     Metric("if_store_commit_seconds", "histogram", "One transaction of the group commit."),
     Metric(
@@ -152,11 +174,37 @@ METRICS: tuple[Metric, ...] = (
            "When a certificate in use expires, since the epoch: of each connection, and of its authority (_ca).", ("part",)),
     Metric("if_certificate_reloads_total", "counter", "Times that certificates were read again, by what became of it.",
            ("part", "outcome")),
+    Metric("if_page_viewers", "gauge", "Browsers and terminals that the live page is streamed to."),
+    Metric("if_page_viewers_dropped_total", "counter", "Viewers whose stream was ended because they did not keep up."),
+    Metric("if_page_refused_total", "counter", "Requests to the live page without a good token, by why.", ("why",),
+           born=(("missing",), ("wrong",), ("limited",))),
+    Metric("if_ready", "gauge", "1 while requests can be served (/readyz), else 0."),
+    Metric("if_backup_last_success_timestamp_seconds", "gauge",
+           "When the newest whole backup was begun, since the epoch, as `ifabric backup run` noted in etcd; 0: never."),
+    Metric("if_tracing_spans_exported_total", "counter", "Spans that the collector took."),
+    Metric("if_tracing_spans_dropped_total", "counter", "Spans that were thrown away: too many waited, or the collector took none.",
+           ("why",), born=(("queue_full",), ("collector",))),
+    Metric("if_dependency_up", "gauge", "1 while what the daemon depends on can be had (the loop: while it is not late), else 0.",
+           ("dependency",), born=(("etcd",), ("nats",), ("vault",), ("loop",))),
+    Metric("if_log_entries_total", "counter", "Entries written to the log, by level.", ("level",),
+           born=(("debug",), ("info",), ("warning",), ("error",))),
+    Metric("if_log_held_back_total", "counter", "Entries of the log that were counted and not written, as repeats of others."),
+    Metric("if_log_lost_total", "counter", "Entries of the log that could not be written."),
+    Metric("if_metrics_dropped_total", "counter", "Times that something was not counted: its metric has too many label sets."),
+    Metric("if_build_info", "gauge", "1, for the version of ifabric and of Python.", ("version", "python")),
     Metric("if_loop_lag_seconds", "gauge", "How late the event loop's last beat was."),
+    Metric("if_loop_lag_max_seconds", "gauge", "How late the event loop's latest beat was at worst, over the last minute."),
+    Metric("if_loop_late_seconds", "histogram", "How late each beat of the event loop was, four in a second."),
     Metric("process_cpu_seconds_total", "counter", "User and system CPU time spent."),
     Metric("process_resident_memory_bytes", "gauge", "Resident memory."),
+    Metric("process_virtual_memory_bytes", "gauge", "Virtual memory."),
     Metric("process_open_fds", "gauge", "Open file descriptors."),
+    Metric("process_max_fds", "gauge", "Open file descriptors that there may be."),
     Metric("process_start_time_seconds", "gauge", "Start of the process since the epoch."),
+    Metric("python_gc_collections_total", "counter", "Runs of Python's collector of circles.", ("generation",), born=GENERATIONS),
+    Metric("python_gc_objects_collected_total", "counter", "Objects that it freed.", ("generation",), born=GENERATIONS),
+    Metric("python_gc_objects_uncollectable_total", "counter", "Objects that it found and could not free.", ("generation",),
+           born=GENERATIONS),
 )  # fmt: skip
 
 
@@ -252,6 +300,7 @@ class Metrics:
             self._families[metric.name] = _Family(metric, collector)
             for values in metric.born if metric.labels else ((),):
                 self._child(metric.kind, metric.name, dict(zip(metric.labels, values, strict=True)))
+        self.gauge("if_build_info", version=__version__, python=platform.python_version()).set(1)
 
     def counter(self, name: str, **labels: str) -> Counter:
         """The counter with these labels. The caller keeps it: looking it up costs more than counting."""
@@ -271,6 +320,10 @@ class Metrics:
         assert isinstance(child, Histogram)
         return child
 
+    def children(self, name: str) -> Mapping[Labels, Child]:
+        """Those of one metric, by their labels: as they are, and those that are still to come."""
+        return self._families[name].children
+
     def _child(self, kind: str, name: str, labels: Mapping[str, str]) -> Child:
         family = self._families.get(name)
         assert family is not None, f"{name} is not in METRICS"
@@ -279,11 +332,13 @@ class Metrics:
         key = tuple((label, labels[label]) for label in family.metric.labels)
         child = family.children.get(key)
         if child is None:
-            assert len(family.children) < CHILDREN_MAX, f"{name} has too many label sets"
             child = (
                 Histogram(family.metric.buckets) if kind == "histogram" else Counter() if kind == "counter" else Gauge()
             )
-            family.children[key] = child
+            if len(family.children) < CHILDREN_MAX:
+                family.children[key] = child
+            else:  # this child counts for nobody; a daemon that fell because of it would count nothing at all
+                self.counter("if_metrics_dropped_total").inc()
         return child
 
     def render(self) -> bytes:
@@ -306,7 +361,16 @@ class Metrics:
         self.counter("process_cpu_seconds_total").raise_to((int(fields[11]) + int(fields[12])) / ticks)
         self.gauge("process_start_time_seconds").set(int(boot.split()[1]) + int(fields[19]) / ticks)
         self.gauge("process_resident_memory_bytes").set(int(fields[21]) * os.sysconf("SC_PAGE_SIZE"))
+        self.gauge("process_virtual_memory_bytes").set(int(fields[20]))
         self.gauge("process_open_fds").set(sum(1 for _ in Path("/proc/self/fd").iterdir()))
+        self.gauge("process_max_fds").set(resource.getrlimit(resource.RLIMIT_NOFILE)[0])
+        for (generation,), stats in zip(GENERATIONS, gc.get_stats(), strict=True):
+            runs = self.counter("python_gc_collections_total", generation=generation)
+            freed = self.counter("python_gc_objects_collected_total", generation=generation)
+            left = self.counter("python_gc_objects_uncollectable_total", generation=generation)
+            runs.raise_to(stats["collections"])
+            freed.raise_to(stats["collected"])
+            left.raise_to(stats["uncollectable"])
 
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"

@@ -29,7 +29,7 @@ import msgspec
 from ifabric.bus.base import Bus
 from ifabric.cancellation import cancel_and_wait
 from ifabric.clock import Clock
-from ifabric.handling import Handling, Witness
+from ifabric.handling import Handling, Tracer, Witness
 from ifabric.store.base import Store
 from ifabric.wire.envelope import Request
 
@@ -95,6 +95,8 @@ class Context:
     system: System | None = None
     #: told of every message that was handled, before its sender is
     witnesses: tuple[Witness, ...] = ()
+    #: records spans of what is handled; None where nothing is traced
+    tracer: Tracer | None = None
 
     def tell(self, handling: Handling) -> None:
         """Tells the witnesses: the runner of every message, and an actor of what came to it in another way."""

@@ -40,7 +40,7 @@ MILLISECONDS = re.compile(r"[0-9]{1,12}")
 class Verb:
     """A handler with its metrics at hand."""
 
-    __slots__ = ("error", "handler", "name", "ok", "pattern", "prefix", "refused", "seconds")
+    __slots__ = ("error", "handler", "name", "ok", "overloaded", "pattern", "prefix", "refused", "seconds")
 
     def __init__(self, name: str, handler: Handler, component: str, context: Context) -> None:
         metrics = context.metrics
@@ -53,6 +53,7 @@ class Verb:
             metrics.counter("if_actor_messages_total", actor=component, verb=name, outcome=outcome)
             for outcome in ("ok", "refused", "error")
         )
+        self.overloaded = metrics.counter("if_actor_overloaded_total", actor=component, verb=name)
         self.seconds = metrics.histogram("if_actor_handling_seconds", actor=component, verb=name)
 
 
@@ -75,11 +76,13 @@ class Runner:
         self._context = context
         self._clock = context.clock
         self._pulse = pulse
+        self._tracer = context.tracer
         self._in_flight_max = in_flight_max
         self._drain_timeout_s = drain_timeout_s
         metrics, name = context.metrics, component.component
         self._mailbox = Mailbox(mailbox_max, metrics.gauge("if_actor_mailbox_depth", actor=name))
         self._in_flight: dict[asyncio.Task[None], Letter] = {}
+        metrics.gauge("if_actor_mailbox_max", actor=name).set(mailbox_max)
         self._in_flight_gauge = metrics.gauge("if_actor_in_flight", actor=name)
         self._refusing: set[asyncio.Task[None]] = set()
         self._service: Service | None = None
@@ -224,6 +227,7 @@ class Runner:
             if actor is not None and len(self._in_flight) < self._in_flight_max:
                 self._begin(actor, letter)
             elif not self._mailbox.put(letter):
+                verb.overloaded.inc()
                 if len(self._refusing) < REFUSING_MAX:
                     verb.refused.inc()
                     self._refuse_soon(letter, Overloaded(what=self._class.component, mailbox_max=self._mailbox.most))
@@ -270,6 +274,8 @@ class Runner:
         try:
             caller = self._caller(letter)
             handling.session, handling.trace = caller.session, caller.trace
+            if self._tracer is not None:
+                self._tracer.begin(handling)
             handling.message = message = decode(verb.handler.decoder, incoming.data)
             handling.reply = reply = await verb.handler.function(actor, message, caller)
             data = encode(reply)
@@ -294,6 +300,8 @@ class Runner:
             await self._answer(letter, data)
         finally:
             verb.seconds.observe(self._clock.monotonic() - letter.arrived)
+            if handling.span is not None and self._tracer is not None:
+                self._tracer.end(handling, answered=letter.answered)
 
     def _tell(self, handling: Handling, outcome: Outcome, error: FabricError | None = None) -> None:
         handling.ended, handling.outcome, handling.error = self._clock.monotonic(), outcome, error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -111,6 +112,7 @@ async def _again_and_again(found: Setting, seconds: float, *, upload: bool, stre
 async def _once(found: Setting, *, upload: bool, streams: bool, json: bool, line: bool = False) -> int:
     from ifabric.backup.making import make_backup
     from ifabric.backup.manifest import BackupFailed
+    from ifabric.backup.noting import note
     from ifabric.clock import SystemClock
 
     with telling(json=json) as tell:
@@ -138,6 +140,9 @@ async def _once(found: Setting, *, upload: bool, streams: bool, json: bool, line
                 raise BackupFailed(
                     f"the backup was not done within backup.timeout_seconds ({found.settings.timeout_seconds:.0f} s)"
                 ) from None
+            if not made.complaints and not made.facts.missing:
+                warning = await note(found.etcd, made.facts.at)
+                made = made if warning is None else replace(made, warnings=(*made.warnings, warning))
     _say_made(made, json=json, line=line)
     return 1 if made.complaints else 0
 

@@ -4,6 +4,7 @@
 /readyz             200 when requests can be served, else 503 with what is missing
 /health, /healthz   the whole state; 503 unless healthy or merely degraded
 /metrics            for Prometheus
+/playbooks/         what to do when something is wrong
 """
 
 from __future__ import annotations
@@ -11,23 +12,26 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 import uvicorn
 from msgspec.json import encode
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Route
+from starlette.routing import BaseRoute, Route
 
 from ifabric.config_base import MetricsPort
 from ifabric.config_ops import Http
 from ifabric.errors import StartupError
+from ifabric.http import playbooks
 from ifabric.http.health import Status
 from ifabric.metrics import CONTENT_TYPE, Metrics
 from ifabric.tls import Files, ServerTls, fingerprint
 
 JSON = "application/json"
+#: a peer that takes nothing of what it is sent for so long is given up, in milliseconds
+STALLED_MS = 20_000
 
 
 class HttpServer:
@@ -35,8 +39,16 @@ class HttpServer:
     are those of the HTTP port.
     """
 
-    def __init__(self, http: Http, ports: Mapping[str, MetricsPort], status: Status, metrics: Metrics) -> None:
+    def __init__(
+        self,
+        http: Http,
+        ports: Mapping[str, MetricsPort],
+        status: Status,
+        metrics: Metrics,
+        more: Sequence[BaseRoute] = (),
+    ) -> None:
         self._http = http
+        self._more = more
         self._ports = ports
         self._status = status
         self._metrics = metrics
@@ -52,14 +64,15 @@ class HttpServer:
         if self._http.cert_file is not None:
             self._tls = ServerTls(self.files)
             self.pin = fingerprint(self._http.cert_file)
-        routes = [
+        routes: list[BaseRoute] = [
             Route("/livez", self._livez),
             Route("/readyz", self._readyz),
             Route("/health", self._health),
             Route("/healthz", self._health),
+            *playbooks.routes(),
         ]
         shared = self._ports["coordinator"]
-        port = await self._listen(self._http.port, [*routes, *self._scraped(shared)])
+        port = await self._listen(self._http.port, [*routes, *self._scraped(shared), *self._more])
         host = self._http.host
         scheme = "https" if self._tls is not None else "http"
         self.url = f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
@@ -91,11 +104,13 @@ class HttpServer:
     def _scraped(self, wanted: MetricsPort) -> list[Route]:
         return [Route(path, self._scrape) for path in {"/metrics", wanted.path}] if wanted.enabled else []
 
-    async def _listen(self, port: int, routes: list[Route], key: str = "http.port") -> int:
+    async def _listen(self, port: int, routes: Sequence[BaseRoute], key: str = "http.port") -> int:
         host = self._http.host
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         listener = socket.socket(family, socket.SOCK_STREAM)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if hasattr(socket, "TCP_USER_TIMEOUT"):
+            listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, STALLED_MS)
         try:
             listener.bind((host, port))
         except OSError as error:

@@ -235,13 +235,18 @@ class GetReply(Reply, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class List(Request, frozen=True, kw_only=True, omit_defaults=True):
-    """Tasks in the order of their ids, a page at a time, with the count of each state."""
+    """Tasks in the order of their ids, a page at a time, with the count of each state.
+
+    A page ends at its limit, or earlier when it would grow too large for one message.
+    """
 
     component: ClassVar = "coordinator"
     verb: ClassVar = "list"
     state: State | None = None
     limit: Annotated[int, Meta(ge=1, le=LIST_MAX_TASKS)] = 100
     after: TaskId | None = None
+    #: only those with this in their id or title, in capitals or not
+    match: Annotated[str, Meta(max_length=128)] | None = None
 
 
 class TaskLine(Reply, frozen=True, kw_only=True, omit_defaults=True):

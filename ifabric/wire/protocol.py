@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from msgspec import Struct
 
-from ifabric.wire import chassis, coordinator, governor, identity, replay
+from ifabric.wire import chassis, coordinator, governor, identity, overview, replay
 from ifabric.wire.envelope import Reply, Request
 
 REPLIES: dict[type[Request], type[Reply]] = {
@@ -13,6 +13,7 @@ REPLIES: dict[type[Request], type[Reply]] = {
     **replay.REPLIES,
     **chassis.REPLIES,
     **identity.REPLIES,
+    **overview.REPLIES,
 }
 REQUESTS: tuple[type[Request], ...] = tuple(REPLIES)
 

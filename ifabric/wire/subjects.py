@@ -20,6 +20,12 @@ AUDIT_STREAM = "IF_AUDIT"
 INBOX = "_INBOX."
 #: a daemon's own answers come here: no agent's name can make an inbox of it
 DAEMON_INBOX = "_IFABRIC"
+#: a daemon asks under this name for its live page: nobody else's, and what it reads every second is not audited
+PAGE_SESSION = "_page"
+#: names that no agent may have
+RESERVED_SESSIONS = frozenset({PAGE_SESSION})
+#: every event, told in the way that a daemon may subscribe to: all of them have this form
+EVERY_EVENT = f"{ROOT}.event.*.*"
 
 SESSION = re.compile(r"[A-Za-z0-9_-]{1,64}")
 #: Task ids may contain dots, slashes and the like: they live in payloads and never in subjects. The last word of each

@@ -13,6 +13,7 @@ from ifabric.errors import BreakerOpen, CapabilityMissing
 from ifabric.wire.coordinator import STATES, State, TaskSpec
 from ifabric_actors.coordinator import shelves as shelves_module
 from ifabric_actors.coordinator.board import Board, Change
+from ifabric_actors.coordinator.paging import look
 from ifabric_actors.coordinator.records import Seat, Session, Stored, Task
 from ifabric_actors.coordinator.shelves import Shelves
 from ifabric_actors.governor.matching import Cache, Demand, Offer, Terms
@@ -186,12 +187,12 @@ def test_the_last_dependency_opens_what_waits() -> None:
 
 
 def test_pages_are_in_the_order_of_ids_and_say_when_there_is_more() -> None:
-    made = fill(stored("b", 1), stored("a", 2), stored("c", 3, "done"))
-    first, more = made.page(None, None, 2)
-    assert ([task_id for task_id, _ in first], more) == (["a", "b"], True)
-    rest, more = made.page(None, "b", 2)
-    assert ([task_id for task_id, _ in rest], more) == (["c"], False)
-    assert made.page("done", None, 2)[0][0][0] == "c"
+    tasks = fill(stored("b", 1), stored("a", 2), stored("c", 3, "done")).tasks
+    first = look(tasks, None, "", None, 2)
+    assert ([task_id for task_id, _ in first.found], first.end) == (["a", "b"], False)
+    rest = look(tasks, None, "", first.after, 2)
+    assert ([task_id for task_id, _ in rest.found], rest.end) == (["c"], True)
+    assert look(tasks, "done", "", None, 2).found[0][0] == "c"
 
 
 @settings(max_examples=200)

@@ -14,7 +14,7 @@ from ifabric.actor.publisher import Publisher
 from ifabric.actor.receipts import Receipts
 from ifabric.bus.base import JournalSpec
 from ifabric.wire import coordinator as wire
-from ifabric.wire import subjects
+from ifabric.wire import overview, subjects
 from ifabric_actors.coordinator.board import Board, Change
 from ifabric_actors.coordinator.claims import Claims
 from ifabric_actors.coordinator.desk import Desk
@@ -24,6 +24,7 @@ from ifabric_actors.coordinator.feed import feed_of
 from ifabric_actors.coordinator.money import Purse
 from ifabric_actors.coordinator.office import Office
 from ifabric_actors.coordinator.operators import Operators
+from ifabric_actors.coordinator.overview import Overview
 from ifabric_actors.coordinator.sessions import Sessions
 from ifabric_actors.coordinator.shelves import shelves_of
 from ifabric_actors.coordinator.submissions import Submissions
@@ -73,6 +74,7 @@ class Coordinator(Actor):
         self._claims = Claims(self._office, self._waiters, metrics)
         self._endings = Endings(self._office)
         self._operators = Operators(self._office)
+        self._overview = Overview(self._office)
         self._sweeper = Sweeper(self._office, metrics, reconcile_s=config.reconcile_interval_seconds)
         events = context.settings.events
         journal = JournalSpec(
@@ -194,3 +196,7 @@ class Coordinator(Actor):
     @handles
     async def purge(self, message: wire.Purge, caller: Caller) -> Any:
         return await self._operators.purge(message, caller)
+
+    @handles
+    async def list_sessions(self, message: overview.Sessions, caller: Caller) -> overview.SessionsReply:
+        return await self._overview.sessions(message)

@@ -215,17 +215,6 @@ class Board:
             elif task.fence < incarnation_floor:
                 yield task_id, "restored from a backup"
 
-    def page(self, state: State | None, after: str | None, limit: int) -> tuple[list[tuple[str, Stored]], bool]:
-        """Up to `limit` tasks in the order of their ids, and whether there are more."""
-        found: list[tuple[str, Stored]] = []
-        for task_id in self.tasks.irange(minimum=after, inclusive=(False, True)):
-            stored = self.tasks[task_id]
-            if state is None or stored.task.state == state:
-                if len(found) == limit:
-                    return found, True
-                found.append((task_id, stored))
-        return found, False
-
     # -- reserving: a task for which this daemon has a claim in flight is offered to nobody else -----------------------
 
     def reserve(self, task_id: str) -> bool:

@@ -123,8 +123,11 @@ class Claims:
         skipped = _Skipped(self._board)
         try:
             return await self._next(message, caller, started, skipped)
-        except BudgetShort:
-            self._office.purse.count_short()
+        except NoTaskMatches:
+            self._claims["none"].inc()
+            raise
+        except FabricError as refusal:
+            self._count_refusal(refusal)
             raise
         finally:
             skipped.back()
@@ -163,6 +166,7 @@ class Claims:
             left = until - self._clock.monotonic()
             if left > 0:
                 await self._wait(seat, left)
+                started = self._clock.monotonic()  # that there was no work to give is no latency
             elif not settled:  # claims under way may leave a task, and one of them may be a duplicate of this request
                 settled = True
                 await self._desk.turns_over()
@@ -171,7 +175,6 @@ class Claims:
                 if replay is not None:
                     return await self._replayed(replay)
             else:
-                self._claims["none"].inc()
                 raise skipped.short or self._no_task(seat)
 
     async def _take(self, message: wire.Next, caller: Caller, seat: Seat, task_id: str) -> wire.ClaimReply | None:

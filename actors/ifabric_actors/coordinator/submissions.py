@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -12,10 +14,11 @@ from ifabric.errors import Conflict, UnknownDependency, UnknownTask
 from ifabric.store.base import Put
 from ifabric.wire import coordinator as wire
 from ifabric.wire.envelope import encode
-from ifabric_actors.coordinator import records, rules
+from ifabric.wire.overview import fitting
+from ifabric_actors.coordinator import paging, records, rules
 from ifabric_actors.coordinator.desk import Plan, Write
 from ifabric_actors.coordinator.office import Office, reply_of, with_payload
-from ifabric_actors.coordinator.records import Entry
+from ifabric_actors.coordinator.records import Entry, Stored
 
 
 class Submissions:
@@ -24,6 +27,8 @@ class Submissions:
     def __init__(self, office: Office) -> None:
         self._office = office
         self._board, self._desk, self._store, self._clock = office.board, office.desk, office.store, office.clock
+        #: one search at a time: between two pieces of it, others wait for one piece and not for many
+        self._searching = asyncio.Lock()
 
     async def submit(self, message: wire.Submit, caller: Caller) -> Any:
         rules.refuse_cycle(message.tasks)
@@ -108,8 +113,8 @@ class Submissions:
 
     async def list(self, message: wire.List, caller: Caller) -> wire.ListReply:
         await self._office.feed.settle()
-        found, more = self._board.page(message.state, message.after, message.limit)
-        lines = tuple(
+        found = await self._search(message)
+        lines = [
             wire.TaskLine(
                 task=task_id,
                 state=stored.task.state,
@@ -121,7 +126,24 @@ class Submissions:
                 max_attempts=stored.task.spec.max_attempts,
                 fence=stored.task.fence,
             )
-            for task_id, stored in found
+            for task_id, stored in found[: message.limit]
+        ]
+        shown = fitting(lines)
+        after = shown[-1].task if len(found) > len(shown) else None
+        return wire.ListReply(tasks=shown, after=after, counts=dict[str, int](self._board.counts.items()))
+
+    async def _search(self, message: wire.List) -> Sequence[tuple[str, Stored]]:
+        """The page, and one more when there is one."""
+        board, want = self._board, message.limit + 1
+        needle = (message.match or "").casefold()
+        found, after, end = paging.look(
+            board.tasks, message.state, needle, message.after, want, max(want, paging.PIECE)
         )
-        after = found[-1][0] if more else None
-        return wire.ListReply(tasks=lines, after=after, counts=dict[str, int](self._board.counts.items()))
+        if end or len(found) == want:
+            return found
+        async with self._searching:
+            while not end and len(found) < want:
+                await self._clock.sleep(0)
+                more, after, end = paging.look(board.tasks, message.state, needle, after, want - len(found))
+                found += more
+        return found

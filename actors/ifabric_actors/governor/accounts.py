@@ -27,6 +27,8 @@ class Accounts:
 
     def __init__(self, memory: Memory) -> None:
         self._memory = memory
+        #: accounts whose gauge says something
+        self._shown: set[str] = set()
         memory.mirrors = True
 
     def take(self, kv: KV) -> Account | Tally | None:
@@ -40,7 +42,7 @@ class Accounts:
 
     async def refresh(self, metrics: Metrics, clock: Clock) -> None:
         """How full the accounts are that an operator limited, and the fullest session's."""
-        now_ms, shown, fullest = clock.wall_ms(), 0, 0.0
+        now_ms, shown, fullest = clock.wall_ms(), set[str](), 0.0
         for at, name in enumerate(self._memory.names()):
             if at % SLICE == SLICE - 1:
                 await clock.sleep(0)
@@ -51,9 +53,12 @@ class Accounts:
             share = used / line.limit if line.limit else float(used > 0)
             if is_session(name):
                 fullest = max(fullest, share)
-            elif shown < GAUGES_MAX:
-                shown += 1
+            elif len(shown) < GAUGES_MAX and len(self._shown | shown | {name}) <= GAUGES_MAX:
+                shown.add(name)
                 metrics.gauge("if_governor_budget_utilization", account=name).set(share)
+        for name in self._shown - shown:  # its limit was lifted, or it is gone: nothing of it is used
+            metrics.gauge("if_governor_budget_utilization", account=name).set(0)
+        self._shown |= shown
         metrics.gauge("if_governor_budget_utilization", account=SESSIONS).set(fullest)
 
     async def forget_idle(self, committer: Committer, clock: Clock, ttl_s: int) -> int:

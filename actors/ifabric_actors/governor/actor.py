@@ -16,8 +16,8 @@ from ifabric.actor.receipts import Leases, Receipts
 from ifabric.bus.base import JournalSpec
 from ifabric.errors import FabricError
 from ifabric.wire import governor as wire
+from ifabric.wire import overview, subjects
 from ifabric.wire import replay as lost
-from ifabric.wire import subjects
 from ifabric_actors.coordinator import records as tasks
 from ifabric_actors.governor import records
 from ifabric_actors.governor.accounts import Accounts
@@ -31,6 +31,7 @@ from ifabric_actors.governor.money import Money
 from ifabric_actors.governor.office import Office
 from ifabric_actors.governor.outages import Both
 from ifabric_actors.governor.overhead import Overhead
+from ifabric_actors.governor.overview import Overview
 from ifabric_actors.governor.restoration import Restoration
 from ifabric_actors.governor.roster import Sessions, Tasks
 from ifabric_actors.governor.teller import teller_of
@@ -58,6 +59,7 @@ class Governor(Actor):
         office = Office(context, self.teller, self.sessions, self.holds, self._receipts, self._kept_ended)
         self._money, self._budgets = Money(office), Budgets(office)
         self._restoration = Restoration(office, context.committer)
+        self._overview = Overview(office)
         self._sweeper = Sweeper(
             self.holds,
             self.sessions,
@@ -210,3 +212,7 @@ class Governor(Actor):
     @handles
     async def set_breaker(self, message: wire.SetBreaker, caller: Caller) -> Any:
         return await self.breakers.set(message, caller)
+
+    @handles
+    async def list_accounts(self, message: overview.Accounts, caller: Caller) -> overview.AccountsReply:
+        return await self._overview.accounts(message)

@@ -141,6 +141,7 @@ class Sweeper:
         self._there_is_work = asyncio.Event()
         self._expired = metrics.counter("if_governor_holds_expired_total")
         self._open = metrics.gauge("if_governor_holds_open")
+        self._overdue = metrics.gauge("if_governor_holds_overdue")
 
     # -- told by the roster (must not wait) ---------------------------------------------------------------------------
 
@@ -178,9 +179,13 @@ class Sweeper:
 
     async def reconcile(self) -> None:
         """Never returns: looks at every hold now and then, whatever the watch said."""
+        before: set[bytes] = set()
         while True:
             now_ms = self._clock.wall_ms()
-            self._add([key for key, known in self._holds.open.items() if self._why(known.hold, now_ms) is not None])
+            overdue = [key for key, known in self._holds.open.items() if self._why(known.hold, now_ms) is not None]
+            self._overdue.set(len(before.intersection(overdue)))  # one that has just come due is being ended
+            before = set(overdue)
+            self._add(overdue)
             await self._clock.sleep(self._reconcile_s)
 
     def _why(self, hold: Hold, now_ms: int) -> str | None:
