@@ -47,8 +47,9 @@ class Audit(Section, frozen=True, kw_only=True):
     replicas: Annotated[int, Meta(ge=1, le=5)] = 1
     #: when the stream is full: refuse new records (and keep them in the spool), or drop the oldest
     when_full: Literal["refuse", "drop_oldest"] = "refuse"
-    #: verbs whose success leaves no record, as component.verb; refusals always do
-    skip: tuple[Name, ...] = ("coordinator.renew",)
+    #: what leaves no record: component.verb when it is carried out, component.verb:code when it is refused with that.
+    #: By default what idle and waiting agents say all day long.
+    skip: tuple[Name, ...] = ("coordinator.renew", "coordinator.next:no_task_matches")
     #: what may wait on this machine's disk for the stream to take it
     spool_max_bytes: Annotated[int, Meta(ge=1 << 16)] = 256 << 20
 

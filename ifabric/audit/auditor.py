@@ -73,7 +73,7 @@ class Auditor:
             immutable=True,
             discard="new" if settings.when_full == "refuse" else "old",
         )
-        self._skip = frozenset(tuple(name.partition(".")[::2]) for name in settings.skip)
+        self._skip = frozenset(settings.skip)
         #: of the present life; None between two
         self._chain: Chain | None = None
         self._row: Row | None = None
@@ -104,7 +104,7 @@ class Auditor:
     def witness(self, handling: Handling) -> None:
         """Makes the record of a message. Never raises: who asked is to be answered."""
         try:
-            if handling.outcome == "ok" and (handling.component, handling.verb) in self._skip:
+            if self._skip and self._is_skipped(handling):
                 return
             self._counted[handling.outcome].inc()
             chain = self._chain
@@ -117,6 +117,11 @@ class Auditor:
         except Exception as error:
             self._lost_records.inc()
             self._say("a record of the audit could not be made", verb=handling.verb, exc_info=error)
+
+    def _is_skipped(self, handling: Handling) -> bool:
+        error = handling.error
+        name = f"{handling.component}.{handling.verb}"
+        return (name if error is None else f"{name}:{error.code}") in self._skip
 
     def flush(self) -> None:
         """Writes what was set aside. Never raises; what cannot be written now is tried again."""

@@ -11,6 +11,8 @@ from ifabric.clock import Clock, rfc3339
 from ifabric.handling import Handling
 
 KEPT = 100
+#: an agent without work is told so every few seconds: that would push out whatever somebody is to see
+IDLE = "no_task_matches"
 
 
 class Refusal(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -37,7 +39,7 @@ class Refusals:
     def witness(self, handling: Handling) -> None:
         """Takes note of a refusal. Never raises."""
         error = handling.error
-        if handling.outcome == "ok" or error is None:
+        if handling.outcome == "ok" or error is None or error.code == IDLE:
             return
         task = getattr(handling.message, "task", None)
         self.total += 1

@@ -20,7 +20,7 @@ from ifabric.bus.nats import Nats, NatsSettings
 from ifabric.clock import SystemClock
 from ifabric.config import Http, MetricsPort
 from ifabric.config_ops import Page
-from ifabric.errors import ConfigError, Forbidden, NoTaskMatches, Overloaded, Unauthenticated, Unavailable
+from ifabric.errors import ConfigError, Forbidden, Overloaded, Unauthenticated, Unavailable
 from ifabric.handling import Handling
 from ifabric.http.health import Snapshot
 from ifabric.http.page import LivePage
@@ -491,7 +491,7 @@ async def test_before_nats_is_there_the_page_says_so() -> None:
 async def test_one_who_comes_is_told_what_was_and_then_what_is_new(served: Served) -> None:
     def refuse(task: str) -> None:
         handling = Handling("coordinator", "claim", "w", 0.0)
-        handling.outcome, handling.error = "refused", NoTaskMatches(task)
+        handling.outcome, handling.error = "refused", Overloaded(task)
         served.refusals.witness(handling)
 
     refuse("before")
@@ -505,7 +505,7 @@ async def test_one_who_comes_is_told_what_was_and_then_what_is_new(served: Serve
             "w",
             "coordinator",
             "claim",
-            "no_task_matches",
+            "overloaded",
         )
         refuse("new")
         assert [one["why"] for one in await of_stream(lines, "refusals")] == ["new"]
@@ -590,7 +590,7 @@ async def test_a_peer_that_reads_nothing_is_let_go_and_the_others_are_not_held_u
                 while not dropped.value:
                     for n in range(100):
                         handling = Handling("coordinator", "claim", f"w{n}", 0.0)
-                        handling.outcome, handling.error = "refused", NoTaskMatches(filler)
+                        handling.outcome, handling.error = "refused", Overloaded(filler)
                         served.refusals.witness(handling)
                     await of_stream(lines, "now")
         assert dropped.value == 1

@@ -41,7 +41,7 @@ ETCDS = ("etcd-1", "etcd-2", "etcd-3")
 #: files that an operator makes: with `ifabric bootstrap nats` and `agent create`, and two by hand, as the README says
 SECRETS = {
     *("daemon.nk", "issuer.nk", "system.nk", "nats-1.conf", "nats-2.conf", "nats-3.conf"),
-    *("vault-token", "grafana-admin", "backup.nk"),
+    *("vault-token", "grafana-admin", "alertmanager", "backup.nk"),
 }
 SERVICES = compose()["services"]
 ENVIRONMENT = {"IFABRIC_UID": "1000", "IFABRIC_GID": "1000", "IFABRIC_OPERATORS": "{ann: UABC}"}
@@ -213,7 +213,7 @@ def test_every_file_that_is_mounted_is_there_or_is_made(tmp_path: Path) -> None:
     """In the repository, by `ifabric bootstrap certs`, or by an operator as the README says."""
     said(sys.executable, "-m", "ifabric", "bootstrap", "certs", str(tmp_path / "certs"))
     readme = (DEPLOY / "README.md").read_text()
-    for name in ("vault-token", "grafana-admin", "bootstrap nats"):
+    for name in ("vault-token", "grafana-admin", "secrets/alertmanager", "bootstrap nats"):
         assert name in readme
     secrets = [secret["file"] for secret in compose()["secrets"].values()]
     for source in [*(source for s in SERVICES.values() for source, _ in mounts(s) if source.startswith(".")), *secrets]:
