@@ -17,7 +17,7 @@ etcd:
 certs *args:
     uv run ifabric bootstrap certs config/deploy/certs {{args}}
 
-# fetch docker-compose, promtool and amtool into .tools/deploy: they read config/deploy in the tests
+# fetch docker-compose, Prometheus and Alertmanager into .tools/deploy: they read and run config/deploy in the tests
 deploy-programs:
     @bash tests/tools/deploy-programs.sh .tools/deploy
 

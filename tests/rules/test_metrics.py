@@ -193,7 +193,9 @@ def test_promtool_reads_a_hostile_label_as_one_label_of_one_metric() -> None:
     assert complaints(hostile.render()) == ACCEPTED
     counted = [promtool(without_accepted(metrics.render()), "--extended").stdout for metrics in (plain, hostile)]
     assert b"if_ready" in counted[0]
-    assert sorted(counted[0].splitlines()) == sorted(counted[1].splitlines()), "as many series of each metric, to the last one"
+    assert sorted(counted[0].splitlines()) == sorted(counted[1].splitlines()), (
+        "as many series of each metric, to the last one"
+    )
 
 
 def test_what_promtool_must_not_see_it_would_see(monkeypatch: pytest.MonkeyPatch) -> None:
