@@ -121,7 +121,10 @@ class Sight:
         elsewhere = [url for url in self.requests if not url.startswith((f"{self.origin}/", "data:image/svg+xml,"))]
         assert elsewhere == []
         policy = self.policies["/"]
-        for needed in ("default-src 'none'", "script-src 'self'", "style-src 'self'", "frame-ancestors 'none'"):
+        for needed in (
+            "default-src 'none'", "script-src 'self'", "style-src 'self'", "frame-ancestors 'none'",
+            "require-trusted-types-for 'script'",
+        ):  # fmt: skip
             assert needed in policy
         assert "unsafe" not in policy
         assert [said for said in self.said if not self._expected(said)] == []
