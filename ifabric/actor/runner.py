@@ -247,7 +247,7 @@ class Runner:
         self._in_flight_gauge.set(len(self._in_flight))
         if task.cancelled() and not letter.answered:  # perhaps before its first step, so its own code could not answer
             letter.verb.error.inc()
-            self._refuse_soon(letter, Unavailable(what=self._missing))
+            self._refuse_soon(letter, Unavailable(what=self._missing, maybe_done=True))
         if self._mailbox:
             self._pull()
         self._tell_quiet()

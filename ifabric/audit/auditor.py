@@ -213,9 +213,20 @@ class Auditor:
         try:
             await carrier.finish(chain.n)
         finally:
+            self._lose_pending()
             self._chain = self._row = self._carrier = None
-            self._pending.clear()
-            self._pending_bytes = 0
+
+    def _lose_pending(self) -> None:
+        """At the end of a life: what the disk did not take is gone, but for the last one, which says that it is the end."""
+        lost = len(self._pending) - 1
+        self._pending.clear()
+        self._pending_bytes = 0
+        if lost > 0:
+            number, since, _ = self._dropped
+            why = f"the spool could not be written ({self._unwritable})"
+            self._lost_records.inc(lost)
+            self._dropped = (number + lost, since or rfc3339(self._clock.wall_ms()), why)
+            self._log.error("the last records of the audit are lost", records=lost, why=why)
 
     # -- what is told of it ------------------------------------------------------------------------------------------
 

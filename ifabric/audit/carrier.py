@@ -24,8 +24,8 @@ from ifabric.metrics import Metrics
 from ifabric.wire import subjects
 from ifabric.wire.audit import hash_of, message_id
 
-#: records that come this close together are appended together
-GATHER_S: Final = 0.02
+#: records that come this close together are appended together: they are safe on disk, and each append has its costs
+GATHER_S: Final = 0.1
 BATCH_BYTES: Final = 256 << 10
 BATCH_MAX: Final = 512
 LOOK_S: Final = 1.0
@@ -123,7 +123,7 @@ class Carrier:
             except FabricError as error:
                 tell(error.message)
             except OSError as error:
-                tell(f"the spool cannot be read: {error.strerror}")
+                tell(f"the spool cannot be read: {error.strerror}: {error.filename or self._folder}")
             except Exception as error:  # a bug: the audit waits, and the daemon goes on
                 tell(f"it failed: {error!r}")
                 self._say("the audit has failed, and is tried again", exc_info=error)

@@ -14,12 +14,15 @@ from typing import Any, Literal, NamedTuple
 import msgspec
 
 from ifabric.clock import rfc3339
+from ifabric.errors import FabricError
 from ifabric.handling import Handling, Outcome
 from ifabric.wire.audit import NONE_BEFORE, AuditRecord, hash_of
 from ifabric.wire.envelope import Mutation, encode
 
 #: characters of the sentence of a refusal
 WHY_MAX = 200
+#: after the sentence when the command may have been carried out all the same
+MAYBE = " (it may have been carried out)"
 #: of a name: those of our own messages are shorter
 NAME_MAX = 640
 #: what one record takes, with the line's end: every field is bounded
@@ -114,7 +117,7 @@ def about(handling: Handling) -> dict[str, Any]:
             told["request_id"] = request_id
     if (error := handling.error) is not None:
         told["code"] = error.code
-        told["why"] = why(error.code, error.message)
+        told["why"] = reason(error)
     if handling.trace and _TRACEPARENT.fullmatch(handling.trace):
         told["trace"] = handling.trace
     return told
@@ -130,6 +133,12 @@ def _tell_replied(told: dict[str, Any], fields: Sequence[tuple[str, str]], reply
         value = getattr(reply, name, None)
         if value is not None:
             told[field] = value
+
+
+def reason(error: FabricError) -> str:
+    """What a record says of a refusal: also that it is not known to be one, as when etcd did not answer a commit."""
+    told = why(error.code, error.message)
+    return f"{told[: WHY_MAX - len(MAYBE)]}{MAYBE}" if error.facts.get("maybe_done") else told
 
 
 def why(code: str, sentence: str) -> str:
@@ -210,11 +219,13 @@ class Key(msgspec.Struct, frozen=True):
 
 
 _keys = msgspec.json.Decoder(Key)
+_WORD = re.compile(r"[A-Za-z0-9_-]+")
 
 
 def key_of(data: bytes) -> Key | Literal[False]:
-    """Where a record belongs; False when it is none."""
+    """Where a record belongs; False when it is none, also when what it names could not be in a subject."""
     try:
-        return _keys.decode(data)
+        key = _keys.decode(data)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return False
+    return key if _WORD.fullmatch(key.component) and _WORD.fullmatch(key.verb) else False

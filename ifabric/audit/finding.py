@@ -9,6 +9,7 @@ _KEEP = (
     "and the last backup that has IF_AUDIT: what stands there is what was. "
 )
 _WHO = "Find out who could reach NATS's store on disk, its system account, or $JS.API.STREAM since then."
+_RESTORED = "If IF_AUDIT was put back from a backup since then, this is what was recorded after that backup: only an export has it. "
 _DISK = "The server's log says if it was its disk (it drops what its own checksums refuse); if not, it was somebody. "
 #: what to do about each kind of finding
 DO = {
@@ -23,9 +24,9 @@ DO = {
     "beginning": _KEEP + _WHO,
     "deleted": _KEEP + _DISK + _WHO,
     "end": "If that daemon runs, or has died while NATS was away, its last records may wait in the spool below its state "
-    "directory: start it, and verify again. If that gives them not back: " + _KEEP + _WHO,
+    "directory: start it, and verify again. If that gives them not back: " + _RESTORED + _KEEP + _WHO,
     "rewritten": _KEEP + "The chain fits together, so every record of it may be another's work. " + _WHO,
-    "chain_missing": _KEEP + _WHO,
+    "chain_missing": _RESTORED + _KEEP + _WHO,
     "head": "Only daemons write below audit/ in etcd. See who else may: `ifabric bootstrap etcd` gives each user their part.",
     "stream": "A daemon with `audit.enabled` puts its stream right when it starts, if NATS lets it. Until then somebody could "
     "take records out, or they go by themselves.",

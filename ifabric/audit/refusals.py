@@ -6,7 +6,7 @@ from collections import deque
 
 import msgspec
 
-from ifabric.audit.chain import why
+from ifabric.audit.chain import reason
 from ifabric.clock import Clock, rfc3339
 from ifabric.handling import Handling
 
@@ -16,7 +16,7 @@ IDLE = "no_task_matches"
 
 
 class Refusal(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """One command that was not carried out, or of which that is not sure (`code` internal)."""
+    """One command that was not carried out, or of which that is not sure (`code` internal; or `why` says so)."""
 
     at: str
     component: str
@@ -50,7 +50,7 @@ class Refusals:
                 verb=handling.verb,
                 session=handling.session,
                 code=error.code,
-                why=why(error.code, error.message),
+                why=reason(error),
                 task=task if isinstance(task, str) else "",
             )
         )

@@ -34,7 +34,8 @@ STATE_STYLE = {
     "blocked": "dim",
     "cancelled": "magenta",
 }
-_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+#: what commands a terminal, or turns around the letters that come after it
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
 #: facts of an error that its sentence has said in words
 _SAID = ("what", "reason", "maybe_done", "code")
 

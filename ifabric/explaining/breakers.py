@@ -29,8 +29,8 @@ def breaker_story(facts: BreakerFacts, *, most: int = LINES_MAX) -> Story:
     """The story."""
     sources = facts.sources
     # each call that was admitted or reported is a command: what they come to is said below
-    calls = [entry for entry in sources.audit if entry.verb in ("admit", "report") and entry.outcome == "ok"]
-    lines = merged(of_breakers(sources.breakers), (entry for entry in sources.audit if entry not in calls))
+    others = (entry for entry in sources.audit if entry.verb not in ("admit", "report") or entry.outcome != "ok")
+    lines = merged(of_breakers(sources.breakers), others)
     now = [*_is(facts), *_reporters(facts), *_refused(facts)]
     if facts.waiting:
         now.append(f"{many(facts.waiting, 'pending task')} need it by name and wait.")

@@ -9,7 +9,8 @@ line with a count.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterable, Iterator, Sequence
 
 from msgspec.structs import replace
 
@@ -57,13 +58,14 @@ def merged(happened: Iterable[Happened], audit: Iterable[AuditRecord]) -> list[L
     lines = [Line(at=one.at, who=one.session, what=one.what, tone=one.tone, sources=one.sources) for one in events]
     others: list[tuple[Line, Key]] = []
     answered: set[tuple[str, str, str]] = set()
+    timeline = _Timeline(events)
     for entry in sorted(audit, key=lambda entry: entry.at):
         if is_look(entry):
             continue
         again = (entry.session, entry.verb, entry.request_id)
         if entry.outcome == "ok" and entry.request_id and again in answered:
             continue  # a retry, told the first answer
-        caused = _caused(entry, events) if entry.outcome == "ok" else []
+        caused = timeline.caused(entry) if entry.outcome == "ok" else []
         for place in caused:
             lines[place] = _told_of(lines[place], entry)
         if not caused:
@@ -79,23 +81,40 @@ def is_look(entry: AuditRecord) -> bool:
     return (verb in _LOOKS and entry.code != "forbidden") or (verb == _RENEWAL and entry.outcome == "ok")
 
 
-def _caused(entry: AuditRecord, events: list[Happened]) -> list[int]:
-    """Which of the events this command made."""
-    wanted = CAUSES.get((entry.component, entry.verb), ())
-    end = seconds(entry.at) + SLACK_S
-    begin = end - 2 * SLACK_S - entry.took_ms / 1000
-    found = [
-        place
-        for place, one in enumerate(events)
-        if (one.about, one.event) in wanted and begin <= seconds(one.at) <= end and _fits(entry, one)
-    ]
-    if entry.fence or entry.verb in ("submit", "bye"):
-        return found
-    # without a fence there may be two of a kind within the slack: the nearest of each kind
-    nearest: dict[tuple[str, str], int] = {}
-    for place in sorted(found, key=lambda place: abs(seconds(events[place].at) - seconds(entry.at))):
-        nearest.setdefault((events[place].about, events[place].event), place)
-    return sorted(nearest.values())
+class _Timeline:
+    """The events of each kind in the order of time: a command's are looked for near it, and among those of its task when
+    it names one, however many others there are.
+    """
+
+    def __init__(self, events: Sequence[Happened]) -> None:
+        self._events = events
+        self._at = [seconds(one.at) for one in events]
+        #: (about, event, task), and with None those of every task -> when, and which
+        self._kinds: dict[tuple[str, str, str | None], tuple[list[float], list[int]]] = {}
+        for place in sorted(range(len(events)), key=self._at.__getitem__):
+            one = events[place]
+            for task in (None, one.task):
+                times, places = self._kinds.setdefault((one.about, one.event, task), ([], []))
+                times.append(self._at[place])
+                places.append(place)
+
+    def caused(self, entry: AuditRecord) -> list[int]:
+        """Which of the events this command made."""
+        at = seconds(entry.at)
+        begin, end = at - SLACK_S - entry.took_ms / 1000, at + SLACK_S
+        found: list[int] = []
+        for about, event in CAUSES.get((entry.component, entry.verb), ()):
+            for task in (entry.task, "") if entry.task else (None,):
+                times, places = self._kinds.get((about, event, task), ([], []))
+                near = places[bisect_left(times, begin) : bisect_right(times, end)]
+                found += [place for place in near if _fits(entry, self._events[place])]
+        if entry.fence or entry.verb in ("submit", "bye"):
+            return sorted(found)
+        # without a fence there may be two of a kind within the slack: the nearest of each kind
+        nearest: dict[tuple[str, str], int] = {}
+        for place in sorted(found, key=lambda place: (abs(self._at[place] - at), place)):
+            nearest.setdefault((self._events[place].about, self._events[place].event), place)
+        return sorted(nearest.values())
 
 
 def _fits(entry: AuditRecord, one: Happened) -> bool:

@@ -9,6 +9,7 @@ from msgspec import Struct
 from ifabric.explaining.happenings import of_budgets, of_tasks
 from ifabric.explaining.merging import merged, refusals
 from ifabric.explaining.story import LINES_MAX, Sources, Story, ago, many, some, span, told, usd
+from ifabric.wire.audit import AuditRecord
 from ifabric.wire.coordinator import TaskEvent
 from ifabric.wire.governor import BalanceReply, account_of
 from ifabric.wire.overview import SessionLine
@@ -35,9 +36,10 @@ def session_story(facts: SessionFacts, *, most: int = LINES_MAX) -> Story:
     """The story."""
     sources = facts.sources
     # each call through a breaker is two commands: they are counted below
-    calls = [entry for entry in sources.audit if entry.verb in ("admit", "report") and entry.outcome == "ok"]
+    calls = [entry for entry in sources.audit if _is_call(entry)]
+    others = (entry for entry in sources.audit if not _is_call(entry))
     happened = (one._replace(what=f"{one.task}: {one.what}") for one in of_tasks(sources.tasks))
-    lines = merged((*happened, *of_budgets(sources.budgets)), (entry for entry in sources.audit if entry not in calls))
+    lines = merged((*happened, *of_budgets(sources.budgets)), others)
     now = [*_is(facts), *_lost(facts), *_refused(facts), *_money(facts)]
     admitted = Counter(entry.breaker for entry in calls if entry.verb == "admit")
     if admitted:
@@ -45,6 +47,10 @@ def session_story(facts: SessionFacts, *, most: int = LINES_MAX) -> Story:
         now.append(f"It called through breakers: {said}.")
     title = f"capabilities {some(facts.line.capabilities, 10)}" if facts.line and facts.line.capabilities else ""
     return told("session", facts.session, lines, title=title, now=now, do=_do(facts), unread=sources.unread, most=most)
+
+
+def _is_call(entry: AuditRecord) -> bool:
+    return entry.verb in ("admit", "report") and entry.outcome == "ok"
 
 
 def _is(facts: SessionFacts) -> list[str]:

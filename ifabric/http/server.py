@@ -20,6 +20,7 @@ from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from ifabric.config_base import MetricsPort
 from ifabric.config_ops import Http
@@ -32,6 +33,11 @@ from ifabric.tls import Files, ServerTls, fingerprint
 JSON = "application/json"
 #: a peer that takes nothing of what it is sent for so long is given up, in milliseconds
 STALLED_MS = 20_000
+#: connections of one port. When one more comes, who has waited longest without asking for something is hung up on: what
+#: a process may open is not for them alone, and whoever asks for the daemon's health is to be answered.
+CONNECTIONS_MAX = 512
+#: who has not said by then what they want is hung up on, in seconds
+REQUEST_S = 15.0
 
 
 class HttpServer:
@@ -125,6 +131,8 @@ class HttpServer:
             lifespan="off",
             log_config=None,
             access_log=False,
+            http=_Connection,
+            ws="none",
             timeout_graceful_shutdown=1,
             ssl_context_factory=None if tls is None else lambda *_: tls.context,
         )
@@ -164,3 +172,42 @@ class _Server(uvicorn.Server):
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         yield
+
+
+class _Connection(H11Protocol):
+    """uvicorn's, for peers that may be hostile. It takes this one and no faster one that may be installed, since this
+    one's requests have a greatest size.
+    """
+
+    waits_since = 0.0
+    _due: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self.waits_since = self.loop.time()
+        self._due = self.loop.call_later(REQUEST_S, self._look)
+        if len(self.connections) > CONNECTIONS_MAX:
+            idle = [one for one in self.connections if isinstance(one, _Connection) and one.is_idle]
+            min(idle, key=lambda one: (one is self, one.waits_since)).transport.abort()
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether a request is waited for, and none is being answered."""
+        return not self.transport.is_closing() and (self.cycle is None or self.cycle.response_complete)
+
+    def on_response_complete(self) -> None:
+        self.waits_since = self.loop.time()
+        super().on_response_complete()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if self._due is not None:
+            self._due.cancel()
+        super().connection_lost(exc)
+
+    def _look(self) -> None:
+        """Whether a request is being answered, or how long one is waited for."""
+        waited_s = self.loop.time() - self.waits_since
+        if self.is_idle and waited_s >= REQUEST_S:
+            self.transport.abort()
+            return
+        self._due = self.loop.call_later(REQUEST_S - waited_s if self.is_idle else REQUEST_S, self._look)

@@ -74,7 +74,8 @@ FORMS: tuple[tuple[tuple[str, ...], re.Pattern[str], str], ...] = (
         re.compile(r"(?<![A-Za-z0-9])(?:gh[pousr]_\w{20,}|github_pat_\w{20,}|xox[abprs]-[\w-]{10,})"),
         REDACTED,
     ),
-    (("eyJ",), re.compile(r"(?<![A-Za-z0-9])eyJ[\w-]{8,}\.[\w-]{8,}\.[\w-]*"), REDACTED),
+    # each run of letters is looked at once, from its beginning, however often it says eyJ
+    (("eyJ",), re.compile(r"(?<![\w-])(?=(?:[\w-]*[_-])?eyJ[\w-]{8})[\w-]++\.[\w-]{8,}+\.[\w-]*"), REDACTED),
     # `bearer of bad news` is no token
     (("earer ", "EARER "), re.compile(r"(Bearer +|(?i:bearer +(?=[\w.~+/=-]{8,})))[\w.~+/=-]+"), rf"\1{REDACTED}"),
     (

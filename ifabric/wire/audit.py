@@ -29,7 +29,8 @@ class AuditRecord(Struct, frozen=True, kw_only=True, omit_defaults=True):
     prev: str
     component: str
     verb: str
-    #: ok: carried out. refused: not carried out, `code` says why. error: a bug of ours; it may have been carried out
+    #: ok: carried out. refused: its sender was told no, `code` says why; it was not carried out, unless `why` says that it
+    #: may have been (etcd did not answer in time, for instance). error: a bug of ours; it may have been carried out
     outcome: Literal["ok", "refused", "error"] = "ok"
     #: asked under ``if.v1.admin``
     admin: bool = False

@@ -288,6 +288,23 @@ async def test_what_a_killed_life_has_left_is_brought_first(audited: Audited) ->
     assert (head.n, head.hash, head.ended) == (601, chain.hash, True)
 
 
+@pytest.mark.parametrize("name", ["a b", "*", "a.>", "", "a\\r\\nPING"])
+async def test_a_spool_that_was_damaged_costs_what_is_damaged_and_stops_nothing(audited: Audited, name: str) -> None:
+    """What is there names a subject. One that is none would end the connection, again and again."""
+    audited.folder.mkdir(parents=True)
+    life = '{"at":"2026-01-01T00:00:00.000Z","chain":"old","n":%d,"prev":"%s","component":"coordinator","verb":"%s"}\n'
+    lines = [life % (1, NONE_BEFORE, name), life % (2, NONE_BEFORE, "claim"), "\x00 no record\n"]
+    (audited.folder / "old.000001.spool").write_text("".join(lines))
+    await audited.open()
+    await eventually(lambda: audited.auditor.waiting == 0)
+    journal = await audited.bus.journal(subjects.AUDIT_STREAM)
+    entries = journal.read()
+    found = [records.decode((await anext(entries)).data) for _ in range(2)]
+    await entries.aclose()
+    assert (found[0].chain, found[0].n, found[0].verb) == ("old", 2, "claim")
+    assert found[1].verb == "begun"
+
+
 async def test_a_full_spool_drops_and_says_so_when_there_is_room_again(world: World, tmp_path: Path) -> None:
     await without_stream(world)
     audited = Audited(world, tmp_path / "audit", spool_max_bytes=1 << 16, max_bytes=16 << 20)
@@ -339,6 +356,31 @@ async def test_a_disk_that_takes_nothing_stops_no_command_and_loses_nothing_that
     assert found[-2].count == audited.counted("if_audit_dropped_total")
     assert len(found) + found[-2].count == 1 + 5010 + 2
     assert audited.auditor.warnings() == ()
+
+
+async def test_what_a_full_disk_takes_along_at_the_end_is_counted_and_told(
+    audited: Audited, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those who asked were answered; that their records never reach the stream must not be a secret."""
+    await audited.open()
+    await audited.carried()
+    write = os.write
+
+    def full(file: int, data: bytes) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "write", full)
+    audited.tell(10)
+    await audited.auditor.stop()
+    assert audited.counted("if_audit_dropped_total") == 10
+    assert audited.auditor.warnings()[-1].startswith("10 records of the audit were dropped since ")
+    monkeypatch.setattr(os, "write", write)
+    await audited.auditor.start()
+    audited.tell(1)
+    found = await audited.carried()
+    assert [one.verb for one in found[-3:]] == ["begun", "dropped", "claim"]
+    assert found[-2].count == 10
+    assert "No space left on device" in found[-2].why
 
 
 async def test_a_folder_that_cannot_be_made_keeps_nobody_from_starting(world: World, tmp_path: Path) -> None:

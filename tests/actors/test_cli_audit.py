@@ -252,7 +252,7 @@ def test_what_strangers_wrote_is_shown_and_obeyed_nowhere(
     for words in (("tail",), ("search",), ("verify",)):
         cli(*words)
     said = terminal.getvalue()
-    assert "\x1b]0" not in said and "\x1b[2J" not in said and "\x07" not in said
+    assert "\x1b]0" not in said and "\x1b[2J" not in said and "\x07" not in said and "\u202e" not in said
     assert "[red]gone[/red]" in said
     assert "[link=http://x]not json[/link]" in said
     assert "no record" in said

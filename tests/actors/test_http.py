@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
 from collections.abc import AsyncIterator, Iterator
 from typing import Self
@@ -12,9 +13,11 @@ import msgspec
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from ifabric.cancellation import cancel_and_wait
 from ifabric.config import Http, MetricsPort
 from ifabric.embedded import free_port
 from ifabric.errors import StartupError
+from ifabric.http import server as http_server
 from ifabric.http.health import Snapshot
 from ifabric.http.server import HttpServer
 from ifabric.metrics import Metrics
@@ -218,3 +221,83 @@ async def test_a_client_that_says_nothing_does_not_hold_up_the_end() -> None:
             await served.server.stop()
         writer.close()
         assert await reader.read() == b""
+
+
+async def hung_up(reader: asyncio.StreamReader) -> bool:
+    """Whether the server has ended the connection, within 5 s."""
+    try:
+        async with asyncio.timeout(5):
+            return not await reader.read(1)
+    except ConnectionResetError:
+        return True
+    except TimeoutError:
+        return False
+
+
+@pytest.mark.parametrize(
+    "said",
+    [b"", b"GET /livez HTTP/1.1\r\nHost: x\r\nX: ", b"POST /x HTTP/1.1\r\nHost: x\r\nContent-Length: 9999\r\n\r\n"],
+)
+async def test_a_peer_that_never_says_what_it_wants_is_hung_up_on(
+    served: Served, said: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A byte now and then is no request: whoever opens connections and leaves them so would take every file of the daemon."""
+    monkeypatch.setattr(http_server, "REQUEST_S", 0.3)
+    reader, writer = await asyncio.open_connection("127.0.0.1", int(served.server.url.rpartition(":")[2]))
+    writer.write(said)
+    dribbling = asyncio.create_task(dribble(writer))
+    try:
+        if said.startswith(b"POST"):
+            await reader.readuntil(b"\r\n\r\nNot Found")  # it is answered; its body goes on
+        assert await hung_up(reader)
+    finally:
+        await cancel_and_wait(dribbling)
+        await closed(writer)
+
+
+async def closed(writer: asyncio.StreamWriter) -> None:
+    writer.close()
+    with contextlib.suppress(OSError):  # the server was first
+        await writer.wait_closed()
+
+
+async def dribble(writer: asyncio.StreamWriter) -> None:
+    while True:
+        await asyncio.sleep(0.05)
+        writer.write(b"a")
+
+
+async def test_a_port_has_so_many_connections_and_who_asks_for_nothing_makes_room(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(http_server, "CONNECTIONS_MAX", 5)
+    port = int(served.server.url.rpartition(":")[2])
+    opened = [await asyncio.open_connection("127.0.0.1", port) for _ in range(5)]
+    silent = {asyncio.create_task(hung_up(reader)) for reader, _ in opened}
+    try:
+        for left in (4, 3, 2):  # one for each who comes
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            opened.append((reader, writer))
+            writer.write(b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n")
+            assert await reader.readline() == b"HTTP/1.1 200 OK\r\n"
+            ended, silent = await asyncio.wait(silent, return_when=asyncio.FIRST_COMPLETED)
+            assert [one.result() for one in ended] == [True]
+            assert len(silent) == left
+    finally:
+        await cancel_and_wait(*silent)
+        for _, writer in opened:
+            await closed(writer)
+
+
+async def test_a_client_that_keeps_its_connection_may_ask_again(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(http_server, "REQUEST_S", 0.3)
+    async with httpx.AsyncClient(
+        base_url=served.server.url, trust_env=False, limits=httpx.Limits(max_connections=1)
+    ) as one:
+        first = (await one.get("/livez")).extensions["network_stream"].get_extra_info("client_addr")
+        for _ in range(8):
+            await asyncio.sleep(0.1)
+            answer = await one.get("/livez")
+            assert answer.extensions["network_stream"].get_extra_info("client_addr") == first

@@ -9,6 +9,7 @@ import logging
 import os
 import re
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from ifabric.handling import CURRENT, Handling
 from ifabric.log import output as outputs
 from ifabric.log import repeats
 from ifabric.log.output import LogFile, is_journal, prefixed
-from ifabric.log.redacting import BEYOND, TEXT_MAX, clean, is_secret
+from ifabric.log.redacting import BEYOND, TEXT_MAX, TRACEBACK_MAX, clean, is_secret
 from ifabric.log.repeats import Held, Repeats
 
 HOSTILE = ['x\n{"event": "forged"}', "\r\nforged", "\x1b[2J\x1b[31mred", '"}\n{"', "a\u2028b", "a\x00b", "\ud800", "\\"]
@@ -438,6 +439,28 @@ def test_a_long_text_is_cut_and_no_secret_is_cut_in_half(written: Callable[..., 
     (entry,) = entries([line])
     assert len(entry["why"]) < TEXT_MAX + 100
     assert SEED[:10] not in line
+
+
+@pytest.mark.parametrize(
+    "piece",
+    [
+        "-eyJ",
+        "-eyJaaaaaaaa.",
+        "_ghp_",
+        "://a:",
+        "token=",
+        '"token": "',
+        "cookie: ",
+        "-----BEGIN A PRIVATE KEY",
+        "bearer -.",
+    ],
+)
+def test_no_text_takes_long_to_look_through(piece: str) -> None:
+    """An agent may choose what a line says; a quadratic pattern would stop the loop for seconds."""
+    text = piece * (2 * TRACEBACK_MAX // len(piece))
+    begun = time.process_time()
+    clean({"event": "x", "exception": text})
+    assert time.process_time() - begun < 0.5
 
 
 @given(

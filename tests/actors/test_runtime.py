@@ -269,7 +269,7 @@ async def test_a_crash_answers_what_is_in_flight_unavailable(stage: Stage) -> No
     stage.actor.crash("enough")
     for one in held:
         outcome, body = await one.outcome()
-        assert (outcome, body["error"]["what"]) == (503, "probe")
+        assert (outcome, body["error"]["what"], body["error"]["maybe_done"]) == (503, "probe", True)
     await stage.clock.settle()
     assert stage.metrics.counts["if_actor_in_flight probe"] == 0
 

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from ifabric.audit.chain import RECORD_MAX_BYTES, WHY_MAX, Chain, key_of, why
 from ifabric.audit.refusals import KEPT, Refusals
 from ifabric.audit.spool import Mark, Row, left_behind
-from ifabric.errors import BadRequest, ClaimTaken, all_codes
+from ifabric.errors import BadRequest, ClaimTaken, Unavailable, all_codes
 from ifabric.handling import Handling
 from ifabric.testing.clock import VirtualClock
 from ifabric.wire import chassis, coordinator, governor, identity, replay
@@ -176,6 +176,18 @@ def test_other_refusals_keep_their_words() -> None:
 
 
 # -- the chain --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("sentence", ["etcd does not answer in time", "x" * 500])
+def test_a_refusal_that_may_be_none_says_so(sentence: str) -> None:
+    """A commit that etcd did not answer may be there: who reads the record must not take it for one that is not."""
+    message = coordinator.Claim(task="T", request_id="r")
+    told = record(handled(message, outcome="refused", error=Unavailable(sentence, what="etcd", maybe_done=True)))
+    assert told.why.startswith(sentence[:100])
+    assert told.why.endswith(" (it may have been carried out)")
+    assert len(told.why) <= WHY_MAX
+    for facts in ({}, {"maybe_done": False}):
+        assert "may have been" not in record(handled(message, outcome="refused", error=Unavailable("x", **facts))).why
 
 
 @given(st.lists(st.sampled_from(["ok", "refused", "own"]), max_size=30))

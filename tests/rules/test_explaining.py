@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import time
 from typing import Any
 
 import pytest
@@ -207,6 +208,21 @@ def test_looking_leaves_no_trace_and_what_is_refused_for_cause_does() -> None:
 def test_an_error_of_ours_is_told_as_one() -> None:
     [only] = merged((), [audit("claim", 1, task="T", outcome="error", code="internal", why="a bug")])
     assert (only.tone, "the daemon failed: a bug" in only.what) == ("bad", True)
+
+
+@pytest.mark.parametrize("apart_s", [0.001, 0.1])
+def test_a_long_story_takes_no_longer_for_each_of_its_lines(apart_s: float) -> None:
+    """A session of a day has tens of thousands of claims; each command is looked for near its time alone."""
+    number = 4000
+    events = [event("claimed", n * apart_s, task=f"T{n}", fence=n + 1) for n in range(number)]
+    commands = [audit("next", n * apart_s, task=f"T{n}", fence=n + 1) for n in range(number)]
+    calls = [audit("report", n * apart_s, component="governor", breaker="b") for n in range(number)]
+    begun = time.process_time()
+    facts = SessionFacts(session="alice", now=NOW, sources=Sources(tasks=tuple(events), audit=(*commands, *calls)))
+    story = session_story(facts, most=number)
+    assert time.process_time() - begun < 3
+    assert {one.sources for one in story.lines} == {("event", "audit")}
+    assert len(story.lines) == number
 
 
 def test_the_lines_are_in_the_order_of_time_whoever_tells() -> None:
