@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import signal
 from collections.abc import AsyncIterator, Callable, Iterator
 
 import pytest
@@ -19,6 +20,10 @@ from ifabric.store.etcd import Etcd, EtcdSettings
 from ifabric.testing.memory_bus import MemoryBus, MemoryHub
 from ifabric.testing.memory_store import MemoryStore
 from ifabric.testing.servers import RealServer, etcd_server, nats_server
+
+# A shell's background job ignores Ctrl-C, and what it starts does: the programs under test would wait for ever.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_asyncio_loop_factories(
