@@ -67,7 +67,8 @@ async def nats() -> AsyncIterator[RealServer]:
 @contextlib.asynccontextmanager
 async def emptied(url: str) -> AsyncIterator[Etcd]:
     """A connection to an etcd from which everything was deleted."""
-    store = Etcd(EtcdSettings(endpoints=(url,)), SystemClock())
+    # an attempt that a slow disk outlasts would be of unknown outcome: that is another test's
+    store = Etcd(EtcdSettings(endpoints=(url,), attempt_timeout_s=3.0), SystemClock())
     await store.connect()
     await store.txn(Txn((), (Delete(b"\x00", b"\xff"),)))
     yield store
