@@ -147,7 +147,7 @@ async def test_a_lost_cluster_comes_back_and_the_fences_of_before_are_refused(tm
             claim = await agent.claim("T.1")
             made = await backed_up(settings, tmp_path / "b", bus=world.bus)
             assert made.complaints == ()
-            assert made.facts.streams == ("IF_EVENTS",)
+            assert made.facts.streams == ("IF_EVENTS", "IF_AUDIT")
             await agent.submit([{"id": "T.3"}])  # after it: lost
             looked = await verify(made.path, [KEY], CLOCK, deep=True)
             assert looked.keys == looked.manifest.keys
