@@ -180,13 +180,17 @@ async def test_members_are_defragmented_one_at_a_time_the_leader_last_and_only_w
     assert before.leader is not None
     plan = await ifabric("maintenance", "defrag", "--json", *where)
     assert (plan.code, json.loads(plan.out)["order"][-1]) == (2, before.leader.name)
-    follower = etcd.members[0 if before.leader.name != "etcd-1" else 1]  # a leader would have another after it
+    number = 0 if before.leader.name != "etcd-1" else 1  # a leader would have another after it
+    follower = etcd.members[number]
     follower.freeze()
     try:
         ran = await ifabric("maintenance", "defrag", "--yes", *where)
     finally:
         follower.thaw()
-    assert (ran.code, "2 of 3 members are well, 3 have to be" in ran.err) == (1, True), ran.err
+    if f"; etcd-{number + 1} was not defragmented" in ran.err:  # its turn is the first: then it is told of itself
+        assert (ran.code, "it does not answer (" in ran.err) == (1, True), ran.err
+    else:
+        assert (ran.code, "2 of 3 members are well, 3 have to be" in ran.err) == (1, True), ran.err
     async with EtcdCluster(settings(etcd, certificates), CLOCK) as looking:
         untouched = await looking.look()
     assert [one.size_bytes for one in untouched.members] == [one.size_bytes for one in before.members]
