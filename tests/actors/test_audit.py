@@ -331,16 +331,19 @@ async def test_a_full_spool_drops_and_says_so_when_there_is_room_again(world: Wo
     await without_stream(world)
 
 
+WRITE = os.write
+
+
+def full(file: int, data: bytes) -> int:
+    """In its place, on a disk that takes nothing."""
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
 async def test_a_disk_that_takes_nothing_stops_no_command_and_loses_nothing_that_fits_into_memory(
     audited: Audited, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await audited.open()
     await audited.carried()
-    write = os.write
-
-    def full(file: int, data: bytes) -> int:
-        raise OSError(errno.ENOSPC, "No space left on device")
-
     monkeypatch.setattr(os, "write", full)
     audited.tell(10)
     audited.auditor.flush()
@@ -348,7 +351,7 @@ async def test_a_disk_that_takes_nothing_stops_no_command_and_loses_nothing_that
     assert "No space left on device" in warning
     audited.tell(5000)
     assert audited.counted("if_audit_dropped_total") > 100
-    monkeypatch.setattr(os, "write", write)
+    monkeypatch.setattr(os, "write", WRITE)
     await eventually(lambda: not audited.auditor._unwritable)
     audited.tell(1)
     found = await audited.carried()
@@ -364,17 +367,12 @@ async def test_what_a_full_disk_takes_along_at_the_end_is_counted_and_told(
     """Those who asked were answered; that their records never reach the stream must not be a secret."""
     await audited.open()
     await audited.carried()
-    write = os.write
-
-    def full(file: int, data: bytes) -> int:
-        raise OSError(errno.ENOSPC, "No space left on device")
-
     monkeypatch.setattr(os, "write", full)
     audited.tell(10)
     await audited.auditor.stop()
     assert audited.counted("if_audit_dropped_total") == 10
     assert audited.auditor.warnings()[-1].startswith("10 records of the audit were dropped since ")
-    monkeypatch.setattr(os, "write", write)
+    monkeypatch.setattr(os, "write", WRITE)
     await audited.auditor.start()
     audited.tell(1)
     found = await audited.carried()
